@@ -1,0 +1,77 @@
+"""What a well-formed request may still get wrong for this model. The frontend asks before it sends, the engine asks
+again before it queues: the same function, so neither trusts the other."""
+
+from protocol.messages import Generate, Limits, ModelCard
+from protocol.sampling import SamplingParams
+
+MAX_TOTAL_TOKENS = 65_536  # sum of max_tokens over the sequences of one request
+
+
+class InvalidRequest(ValueError):
+    """The request can never run. `param` is the OpenAI field at fault."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_request_error") -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+def check(request: Generate, card: ModelCard, limits: Limits) -> None:
+    """Raises InvalidRequest."""
+    check_sampling(request.sampling, card.vocab_size)
+    check_room(request, card, limits)
+    handles = set()
+    for sequence in request.sequences:
+        if sequence.prompt >= len(request.prompts):
+            raise InvalidRequest("a sequence names a prompt that is not there", "prompt")
+        if len(sequence.out) >= request.sampling.max_tokens:
+            raise InvalidRequest("a replayed sequence has nothing left to generate", "max_tokens")
+        if sequence.out and max(sequence.out) >= card.vocab_size:
+            raise InvalidRequest("a replayed token id is out of the vocabulary", "prompt")
+        handles.add(sequence.handle)
+    if len(handles) != len(request.sequences):
+        raise InvalidRequest("two sequences share a handle", "n")
+
+
+def check_room(request: Generate, card: ModelCard, limits: Limits) -> None:
+    """Prompt and output must fit the context and the KV cache; ids must fit the vocabulary."""
+    max_tokens = request.sampling.max_tokens
+    total = max_tokens * len(request.sequences)
+    if total > MAX_TOTAL_TOKENS:
+        raise InvalidRequest(
+            f"max_tokens over all prompts and choices is {total}, at most {MAX_TOTAL_TOKENS}", "max_tokens"
+        )
+    # A sequence's last token is never fed back, so it needs no place in the cache; whole blocks are what is allotted.
+    room = min(card.max_model_len, limits.kv_tokens // limits.block_size * limits.block_size + 1)
+    for prompt in request.prompts:
+        if len(prompt) + max_tokens > room:
+            raise InvalidRequest(
+                f"This model's maximum context length is {room} tokens. However, you requested "
+                f"{len(prompt) + max_tokens} tokens ({len(prompt)} in the prompt, {max_tokens} for the completion).",
+                "max_tokens" if len(prompt) < room else "prompt",
+                "context_length_exceeded",
+            )
+        if max(prompt) >= card.vocab_size:
+            raise InvalidRequest(f"token id {max(prompt)} is not below the vocabulary size {card.vocab_size}", "prompt")
+
+
+def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
+    """Token ids within the vocabulary, and limits that do not contradict each other."""
+    if sampling.min_tokens > sampling.max_tokens:
+        raise InvalidRequest(
+            f"min_tokens {sampling.min_tokens} is above max_tokens {sampling.max_tokens}", "min_tokens"
+        )
+    named = {
+        "stop_token_ids": sampling.stop_token_ids,
+        "logit_bias": [token for token, _ in sampling.logit_bias],
+        "allowed_token_ids": sampling.allowed_token_ids or (),
+        "bad_words": [token for word in sampling.bad_words for token in word],
+    }
+    for param, ids in named.items():
+        if any(token >= vocab_size for token in ids):
+            raise InvalidRequest(f"token id {max(ids)} is not below the vocabulary size {vocab_size}", param)
+    if sampling.allowed_token_ids is not None and not sampling.allowed_token_ids:
+        raise InvalidRequest("allowed_token_ids is empty: no token could be chosen", "allowed_token_ids")
+    if any(not word for word in sampling.bad_words):
+        raise InvalidRequest("a bad word is empty", "bad_words")
