@@ -1,0 +1,66 @@
+"""`python -m engine_core`: the engine process. All of its settings are TOKENWIRE_* variables (`engine_core.config`)."""
+
+from protocol.lifeline import hang_on_parent
+
+hang_on_parent()  # before anything that takes long: torch alone is a second
+
+import faulthandler  # noqa: E402
+import gc  # noqa: E402
+import logging  # noqa: E402
+import os  # noqa: E402
+import signal  # noqa: E402
+import sys  # noqa: E402
+from types import FrameType  # noqa: E402
+from typing import Final  # noqa: E402
+
+from engine_core.config import BadSetting, from_environ  # noqa: E402
+from protocol.channel import BadEndpoint, EndpointInUse, EngineChannel, check_endpoint  # noqa: E402
+from protocol.logs import set_up_logging  # noqa: E402
+
+EXIT_USAGE: Final = 2
+EXIT_CANNOT_START: Final = 3
+logger: Final = logging.getLogger("tokenwire.engine_core")
+
+
+def main() -> int:
+    """Exit status: 0 after a drain, 2 for a bad setting, 3 if it could not start."""
+    faulthandler.enable()  # a stuck engine is ended by SIGABRT, and says where it was
+    try:
+        config = from_environ(os.environ)
+        endpoint = check_endpoint(config.listen, insecure_tcp=config.insecure_tcp)
+    except (BadSetting, BadEndpoint) as error:
+        print(f"tokenwire: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    set_up_logging("engine_core", config.log_level, config.log_format)
+    try:
+        channel = EngineChannel(endpoint)
+    except (EndpointInUse, OSError) as error:
+        print(f"tokenwire: {error}", file=sys.stderr)
+        return EXIT_CANNOT_START
+
+    # The endpoint is ours; only now the slow part.
+    from engine_core.assembly import announce_ready, make_core
+    from engine_core.errors import CannotStart
+
+    with channel:
+        try:
+            core = make_core(config, channel)
+        except CannotStart as error:
+            print(f"tokenwire: {error}", file=sys.stderr)
+            return EXIT_CANNOT_START
+
+        def drain(signum: int, frame: FrameType | None) -> None:
+            core.stopping = core.draining  # the second signal means now
+            core.draining = True
+
+        signal.signal(signal.SIGTERM, drain)
+        signal.signal(signal.SIGINT, drain)
+        gc.collect()
+        gc.freeze()
+        announce_ready(config.ready_fd)
+        core.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

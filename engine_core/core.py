@@ -1,0 +1,233 @@
+"""The step loop: commands in, a batch to the device, tokens out, over and over.
+
+The loop never waits while there is something to compute, and knows neither what a token means nor who reads it. With
+`overlap` 1 the device works on the next step while the last one is read and published; with 0 a step is settled before
+the next is launched.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, TypeVar
+
+import msgspec
+
+from engine_core.batch import Batch
+from engine_core.delivery import HEARTBEAT_S, Delivery
+from engine_core.request import Request
+from engine_core.scheduler import Sampled, Scheduler
+from engine_core.stats import Stats
+from protocol import messages as wire
+from protocol.channel import EngineChannel
+from protocol.validate import InvalidRequest, check
+
+logger: Final = logging.getLogger("tokenwire.engine_core")
+
+METRICS_S: Final = 0.5  # how often the frontends get the metrics text
+LONG_STEP_S: Final = 0.5  # a step that should take longer is announced before it starts
+LEASE_S: Final = 3.0  # within which the next Step comes, if nothing longer was announced
+LEASE_FACTOR: Final = 4.0  # a step may take so much longer than expected before it counts as stuck
+
+Pending = TypeVar("Pending")
+
+
+class Runner(Protocol[Pending]):
+    """Runs batches on a device. `launch` may return before the device is done; `collect` waits for it."""
+
+    def launch(self, batch: Batch) -> Pending: ...
+
+    def collect(self, pending: Pending) -> list[Sampled]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Flight(Generic[Pending]):
+    """A step that was launched and not yet settled."""
+
+    batch: Batch
+    pending: Pending
+    launched_s: float
+
+
+class StepTime:
+    """How long a step should take: no less than a small one does, and growing with its tokens."""
+
+    LARGE: Final = 64  # tokens from which on a step's time says what a token costs
+
+    def __init__(self, small_s: float, token_s: float) -> None:
+        self._small_s = small_s
+        self._token_s = token_s
+
+    def expect(self, tokens: int) -> float:
+        """Seconds."""
+        return max(self._small_s, tokens * self._token_s)
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        if tokens < self.LARGE:
+            self._small_s += 0.2 * (seconds - self._small_s)
+        else:
+            self._token_s += 0.2 * (seconds / tokens - self._token_s)
+
+
+class EngineCore(Generic[Pending]):
+    """One model on one device, for any number of frontends."""
+
+    def __init__(
+        self,
+        *,
+        channel: EngineChannel,
+        scheduler: Scheduler,
+        runner: Runner[Pending],
+        welcome: wire.Welcome,
+        stats: Stats,
+        clock: Callable[[], float],
+        step_time: StepTime,
+        overlap: int = 0,
+    ) -> None:
+        """`clock` is monotonic, in seconds."""
+        self.stopping = False
+        self.draining = False
+        self._channel = channel
+        self._scheduler = scheduler
+        self._runner = runner
+        self._welcome = welcome
+        self._stats = stats
+        self._clock = clock
+        self._step_time = step_time
+        self._overlap = overlap
+        self._delivery = Delivery(welcome.epoch, channel.send)
+        self._step = 0
+        self._metrics_s = 0.0
+
+    def run(self) -> None:
+        flights: deque[Flight[Pending]] = deque()
+        while not self.stopping:
+            for peer, command in self._channel.receive(HEARTBEAT_S if self._scheduler.idle else 0.0):
+                self._handle(peer, command)
+            launched = self._launch()
+            if launched is not None:
+                flights.append(launched)
+            if len(flights) > self._overlap or (flights and launched is None):
+                self._settle(flights.popleft())
+            self._publish(LEASE_S)
+            if self.draining and self._scheduler.idle:
+                self.stopping = True
+
+    # ------------------------------------------------------------------------------------------------ commands
+
+    def _handle(self, peer: bytes, command: wire.Command) -> None:
+        match command:
+            case wire.Hello(version=version, frontend=name):
+                if version == wire.PROTOCOL_VERSION:
+                    self._end(self._delivery.join(peer, name))
+                self._channel.send(peer, self._greeting(command))
+            case wire.Generate():
+                if peer in self._delivery.frontends:
+                    self._delivery.notify(peer, self._answer(peer, command))
+            case wire.Abort(handles=handles):
+                found = [self._delivery.find(peer, handle) for handle in handles]
+                self._end([request for request in found if request is not None])
+            case wire.Stop(handle=handle):
+                if (request := self._delivery.find(peer, handle)) is not None:
+                    self._end([request], wire.FinishReason.STOP)
+
+    def _greeting(self, hello: wire.Hello) -> wire.Welcome:
+        """With the tokenizer, unless the frontend has it already."""
+        card = self._welcome.card
+        if hello.tokenizer_digest and hello.tokenizer_digest == card.tokenizer_digest:
+            card = msgspec.structs.replace(card, tokenizer=b"")
+        return msgspec.structs.replace(self._welcome, card=card)
+
+    def _answer(self, peer: bytes, command: wire.Generate) -> wire.Accepted | wire.Rejected:
+        """Takes the request in, whole, or says why not."""
+        epoch, limits = self._welcome.epoch, self._welcome.limits
+        try:
+            check(command, self._welcome.card, limits)
+        except InvalidRequest as error:
+            return wire.Rejected(epoch, command.rid, error.code, error.message, error.param)
+        if command.epoch != epoch:
+            return wire.Rejected(
+                epoch, command.rid, "engine_restarting", "The request was meant for an earlier engine."
+            )
+        if self.draining:
+            return wire.Rejected(epoch, command.rid, "draining", "The server is shutting down.")
+        waiting = self._scheduler.queued_requests
+        if waiting >= limits.max_queued_requests:
+            return wire.Rejected(epoch, command.rid, "queue_full", f"{waiting} requests are waiting already.")
+        tokens = self._scheduler.queued_tokens
+        if waiting and limits.max_queued_tokens and tokens >= limits.max_queued_tokens:
+            return wire.Rejected(epoch, command.rid, "queue_full", f"{tokens} tokens are waiting already.")
+        requests = self._requests(peer, command)
+        if any(self._delivery.find(peer, request.handle) is not None for request in requests):
+            return wire.Rejected(epoch, command.rid, "internal_error", "A handle is in use already.")
+        self._delivery.open(requests)
+        for request in requests:
+            self._scheduler.add(request)
+        return wire.Accepted(epoch, command.rid)
+
+    def _requests(self, peer: bytes, command: wire.Generate) -> list[Request]:
+        leaders: dict[int, Request] = {}
+        requests = []
+        for sequence in command.sequences:
+            request = Request(
+                sequence.handle,
+                command.rid,
+                command.prompts[sequence.prompt],
+                command.sampling,
+                owner=peer,
+                seed=command.seed,
+                choice=sequence.choice,
+                out=sequence.out,
+                salt=command.key + b"/" + command.salt,
+                priority=command.priority,
+                arrival_s=self._clock(),
+                leader=leaders.get(sequence.prompt),
+            )
+            leaders.setdefault(sequence.prompt, request)
+            requests.append(request)
+        return requests
+
+    def _end(self, requests: list[Request], finish: wire.FinishReason | None = None) -> None:
+        """Their readers want no more of them."""
+        now_s = self._clock()
+        for request in requests:
+            if not request.ended:
+                self._scheduler.end(request, finish)
+                self._stats.ended(request, now_s)
+            self._delivery.close(request)
+
+    # ------------------------------------------------------------------------------------------------ steps
+
+    def _launch(self) -> Flight[Pending] | None:
+        now_s = self._clock()
+        batch = self._scheduler.schedule(now_s)
+        if batch is None:
+            return None
+        expected_s = self._step_time.expect(batch.num_tokens)
+        if expected_s > LONG_STEP_S:
+            self._publish(LEASE_S + LEASE_FACTOR * expected_s, announce=True)
+        return Flight(batch, self._runner.launch(batch), now_s)
+
+    def _settle(self, flight: Flight[Pending]) -> None:
+        sampled = self._runner.collect(flight.pending)
+        now_s = self._clock()
+        advanced = self._scheduler.commit(flight.batch, sampled, now_s)
+        self._step += 1
+        self._delivery.mark(advanced)
+        self._stats.stepped(flight.batch.num_tokens, advanced, now_s)
+        for request in advanced:
+            if request.ended:
+                self._stats.ended(request, now_s)
+        self._step_time.observe(flight.batch.num_tokens, now_s - flight.launched_s)
+
+    def _publish(self, lease_s: float, *, announce: bool = False) -> None:
+        now_s = self._clock()
+        scheduler = self._scheduler
+        usage = scheduler.pool.used / scheduler.pool.num_blocks
+        load = wire.Load(len(scheduler.running), len(scheduler.waiting), usage)
+        self._end(self._delivery.flush(self._step, lease_s, load, now_s, announce=announce))
+        if scheduler.idle:
+            self._stats.idle()
+        if now_s - self._metrics_s >= METRICS_S:
+            self._metrics_s = now_s
+            self._delivery.broadcast(wire.Metrics(self._welcome.epoch, self._stats.render(scheduler)))

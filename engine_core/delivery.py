@@ -1,0 +1,133 @@
+"""What each frontend has yet to take: a position in every request's log, never a queue of tokens.
+
+After a step, whatever lies behind those positions goes out in one Step per frontend. A frontend that takes nothing more
+costs nothing more; when it takes again, it gets everything since then at once. Knows no sockets: it is given a function
+that sends, and says what became of it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from engine_core.request import Request
+from protocol.channel import Sent
+from protocol.messages import Delta, Event, Load, Step
+
+HEARTBEAT_S: Final = 1.0
+NOTICES_MAX: Final = 4096  # acceptances and refusals that may wait for one frontend
+
+Send = Callable[[bytes, Event], Sent]
+
+
+class Frontend:
+    """One connection of one frontend process."""
+
+    def __init__(self, peer: bytes, name: bytes) -> None:
+        self.peer = peer
+        self.name = name
+        self.requests: dict[int, Request] = {}  # by handle, until all of it is delivered
+        self.news: dict[int, Request] = {}  # those with something undelivered
+        self.notices: deque[Event] = deque(maxlen=NOTICES_MAX)  # go out before the next Step
+        self.sent_s = 0.0  # when it last took a Step
+
+
+class Delivery:
+    """All frontends, and which of them reads which request."""
+
+    def __init__(self, epoch: int, send: Send) -> None:
+        self.frontends: dict[bytes, Frontend] = {}
+        self._epoch = epoch
+        self._send = send
+
+    def join(self, peer: bytes, name: bytes) -> list[Request]:
+        """A frontend says hello. Returns the requests of its earlier connections, which nobody reads any more."""
+        if peer in self.frontends:
+            return []
+        orphans = []
+        for earlier in [frontend.peer for frontend in self.frontends.values() if frontend.name == name]:
+            orphans += self.leave(earlier)
+        self.frontends[peer] = Frontend(peer, name)
+        return orphans
+
+    def leave(self, peer: bytes) -> list[Request]:
+        """The connection is gone. Returns its requests."""
+        frontend = self.frontends.pop(peer, None)
+        return [] if frontend is None else list(frontend.requests.values())
+
+    def open(self, requests: Iterable[Request]) -> None:
+        """From here on their owner reads them."""
+        for request in requests:
+            self.frontends[request.owner].requests[request.handle] = request
+
+    def close(self, request: Request) -> None:
+        """Nobody wants the rest of it."""
+        if (frontend := self.frontends.get(request.owner)) is not None:
+            frontend.requests.pop(request.handle, None)
+            frontend.news.pop(request.handle, None)
+
+    def find(self, peer: bytes, handle: int) -> Request | None:
+        frontend = self.frontends.get(peer)
+        return None if frontend is None else frontend.requests.get(handle)
+
+    def mark(self, requests: Iterable[Request]) -> None:
+        """There is something new in their logs."""
+        for request in requests:
+            if (frontend := self.frontends.get(request.owner)) is not None and request.handle in frontend.requests:
+                frontend.news[request.handle] = request
+
+    def notify(self, peer: bytes, event: Event) -> None:
+        """Sends, or keeps for the next flush."""
+        if (frontend := self.frontends.get(peer)) is not None:
+            frontend.notices.append(event)
+            self._send_notices(frontend)
+
+    def broadcast(self, event: Event) -> None:
+        """To whoever can take it right now."""
+        for peer in self.frontends:
+            self._send(peer, event)
+
+    def flush(self, step: int, lease_s: float, load: Load, now_s: float, *, announce: bool = False) -> list[Request]:
+        """Everything undelivered, and a heartbeat to those that had none for a second (all of them, to `announce` a new
+        lease). Returns the requests of frontends that turn out to be gone."""
+        orphans = []
+        for frontend in list(self.frontends.values()):
+            outcome = self._send_notices(frontend)
+            due = announce or frontend.news or now_s - frontend.sent_s >= HEARTBEAT_S
+            if outcome is Sent.YES and due:
+                deltas = [_delta(request) for request in frontend.news.values()]
+                outcome = self._send(frontend.peer, Step(self._epoch, step, lease_s, deltas, load))
+                if outcome is Sent.YES:
+                    frontend.sent_s = now_s
+                    self._delivered(frontend)
+            if outcome is Sent.GONE:
+                orphans += self.leave(frontend.peer)
+        return orphans
+
+    def _send_notices(self, frontend: Frontend) -> Sent:
+        while frontend.notices:
+            outcome = self._send(frontend.peer, frontend.notices[0])
+            if outcome is not Sent.YES:
+                return outcome
+            frontend.notices.popleft()
+        return Sent.YES
+
+    def _delivered(self, frontend: Frontend) -> None:
+        for request in frontend.news.values():
+            request.delivered = request.out_len
+            if request.ended:
+                del frontend.requests[request.handle]
+        frontend.news.clear()
+
+
+def _delta(request: Request) -> Delta:
+    """Everything in the log that its owner has not taken yet."""
+    since = request.delivered
+    return Delta(
+        request.handle,
+        since,
+        request.tokens[request.prompt_len + since :],
+        request.finish,
+        request.stop_token,
+        request.first if since == request.replayed else None,
+        None if request.logprobs is None else request.logprobs[since - request.replayed :],
+    )

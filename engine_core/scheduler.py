@@ -1,0 +1,280 @@
+"""Continuous batching: before every step, which requests run and with how many tokens each.
+
+There are no phases. A request has tokens whose keys and values are still missing; a step computes some of them for as
+many requests as the token budget and the blocks allow, decodes (one token missing) before prefills. When blocks run
+out, the request that came last gives all of its own back and waits to be computed again.
+
+Pure policy: no tensors, no clock, no I/O. `schedule` is the only place where blocks go back.
+"""
+
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from engine_core.batch import Batch, Row
+from engine_core.cache.blocks import BlockPool
+from engine_core.cache.prefix import PrefixIndex, extend_chain
+from engine_core.request import NO_SLOT, Request
+from protocol.messages import FinishReason, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The token that a step yielded for one request."""
+
+    token: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(slots=True)
+class SchedulerCounters:
+    """Cumulative, since the engine started."""
+
+    preemptions: int = 0
+    prefix_queries: int = 0  # tokens looked up in the prefix cache
+    prefix_hits: int = 0  # tokens found there
+
+
+def _rank(request: Request) -> tuple[int, float, int]:
+    """Who runs first: lower priority number, then first come. No two requests have the same rank."""
+    return request.priority, request.arrival_s, request.order
+
+
+class Scheduler:
+    """All requests of the engine that have not ended, and the blocks and slots they hold."""
+
+    def __init__(
+        self,
+        *,
+        pool: BlockPool,
+        index: PrefixIndex | None,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        """`pool` gives evicted blocks to `index`; without an index there is no prefix cache."""
+        if max_num_batched_tokens < max_num_seqs:
+            raise ValueError("max_num_batched_tokens must hold a token for each of max_num_seqs")
+        self.counters = SchedulerCounters()
+        self.pool = pool
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.running: list[Request] = []
+        self.waiting: list[Request] = []  # sorted by rank
+        self._index = index
+        self._block_size = block_size
+        self._eos = frozenset(eos_token_ids)
+        self._free_slots = list(range(max_num_seqs))
+        self._waiting_of: Counter[str] = Counter()  # sequences per request id
+        self._arrivals = count()
+
+    # ------------------------------------------------------------------------------------------------ requests
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to run and nothing to give back."""
+        return not self.running and not self.waiting
+
+    @property
+    def queued_requests(self) -> int:
+        """Requests (not sequences) beyond what the next step can take in."""
+        return max(0, len(self._waiting_of) - len(self._free_slots))
+
+    @property
+    def queued_tokens(self) -> int:
+        return sum(request.pending for request in self.waiting)
+
+    def add(self, request: Request) -> None:
+        if request.order < 0:
+            request.order = next(self._arrivals)
+        insort(self.waiting, request, key=_rank)
+        self._waiting_of[request.rid] += 1
+
+    def end(self, request: Request, finish: FinishReason | None = None) -> None:
+        """The request yields no further token: finished, or with no reason aborted. May be told twice. What it holds
+        goes back when no step in flight uses it."""
+        if request.ended:
+            return
+        request.ended = True
+        request.finish = finish
+        if request.slot == NO_SLOT:
+            self._unqueue(request)
+
+    # ------------------------------------------------------------------------------------------------ a step
+
+    def schedule(self, now_s: float) -> Batch | None:
+        """The next step, or None if there is nothing that could run. Requests in it have it in flight."""
+        self._retire()
+        batch = Batch()
+        budget = self.max_num_batched_tokens
+        preempted = self.counters.preemptions
+        for decodes in (True, False):
+            for request in list(self.running):
+                # An earlier turn of this loop may have preempted it.
+                if request.decoding is decodes and request.slot != NO_SLOT and not request.ended and budget:
+                    budget -= self._grow(request, budget, batch)
+        if self.counters.preemptions == preempted:
+            self._admit(budget, batch, now_s)
+        return batch if batch.rows else None
+
+    def commit(self, batch: Batch, sampled: Sequence[Sampled], now_s: float) -> list[Request]:
+        """Takes in what the step yielded, one entry per request of `batch.sampling`. Returns the requests with a new
+        token. Tokens of requests that ended meanwhile are dropped."""
+        advanced = []
+        tokens = iter(sampled)
+        for row in batch.rows:
+            request = row.request
+            request.in_flight -= 1
+            self._seal(request, row.end)
+            if row.samples:
+                result = next(tokens)
+                if not request.ended:
+                    self._append(request, result, now_s)
+                    advanced.append(request)
+        return advanced
+
+    # ------------------------------------------------------------------------------------------------ policy
+
+    def _grow(self, request: Request, budget: int, batch: Batch) -> int:
+        """Gives a running request its next tokens and the blocks for them, preempting the last comer where it must.
+        Returns how many tokens it got."""
+        if request.in_flight:
+            return 0
+        tokens = min(request.pending, budget)
+        while self._lacking(request, tokens) > self.pool.available:
+            # Those in flight, in this very batch among them, keep their blocks. The request itself is a candidate.
+            victim = max((other for other in self.running if not other.in_flight), key=_rank)
+            self._preempt(victim)
+            if victim is request:
+                return 0
+        self._put(request, tokens, batch)
+        return tokens
+
+    def _admit(self, budget: int, batch: Batch, now_s: float) -> None:
+        """Takes in waiting requests in order, as long as each has room for all of its tokens so far."""
+        # Blocks that running prefills still have to come, and one for each sequence to grow into: whoever comes in
+        # without them is the next to be thrown out.
+        reserved = sum(max(1, self._lacking(request, request.pending)) for request in self.running)
+        for request in list(self.waiting):
+            if not budget or not self._free_slots:
+                return
+            if self._follows(request):
+                continue
+            shared = self._match(request)
+            fresh = self._blocks_for(len(request.tokens)) - len(shared)
+            revived = sum(self.pool.is_free(block) for block in shared)
+            if fresh + revived > self.pool.available - reserved:
+                return
+            self._start(request, shared, batch, now_s)
+            tokens = min(request.pending, budget)
+            self._put(request, tokens, batch)
+            budget -= tokens
+            reserved += max(1, self._lacking(request, request.pending))
+
+    def _follows(self, request: Request) -> bool:
+        """A sibling is computing the prompt they share: its blocks are worth waiting for."""
+        leader = request.leader
+        return (
+            self._index is not None
+            and leader is not None
+            and leader.slot != NO_SLOT
+            and not leader.ended
+            and leader.out_len == 0
+            and request.prompt_len > self._block_size
+        )
+
+    def _match(self, request: Request) -> list[int]:
+        """Blocks that already hold the start of the request. Its last token is always computed, for its logits."""
+        if self._index is None:
+            return []
+        full = (len(request.tokens) - 1) // self._block_size
+        extend_chain(request.hashes, request.tokens, self._block_size, request.salt, full)
+        return self._index.match(request.hashes[:full])
+
+    def _start(self, request: Request, shared: list[int], batch: Batch, now_s: float) -> None:
+        self._unqueue(request)
+        self.pool.share(shared)
+        request.blocks = shared
+        request.sealed = len(shared)
+        request.computed = len(shared) * self._block_size
+        request.slot = self._free_slots.pop()
+        self.running.append(request)
+        batch.admitted.append(request)
+        if self._index is not None:
+            self.counters.prefix_queries += len(request.tokens)
+            self.counters.prefix_hits += request.computed
+        if request.cached is None:
+            request.cached = min(request.computed, request.prompt_len)
+            request.first_scheduled_s = now_s
+
+    def _put(self, request: Request, tokens: int, batch: Batch) -> None:
+        """Into the batch with its next tokens, which are in flight from here on. The blocks are there."""
+        request.blocks += self.pool.allocate(self._lacking(request, tokens))
+        batch.rows.append(Row(request, request.computed, tokens, samples=tokens == request.pending))
+        request.computed += tokens
+        request.in_flight += 1
+
+    def _lacking(self, request: Request, tokens: int) -> int:
+        """Blocks that its next `tokens` need beyond those it has."""
+        return self._blocks_for(request.computed + tokens) - len(request.blocks)
+
+    def _preempt(self, request: Request) -> None:
+        """Back into the queue, in its old place, to be computed again."""
+        self._leave(request)
+        request.computed = 0
+        request.preemptions += 1
+        self.counters.preemptions += 1
+        self.add(request)
+
+    def _retire(self) -> None:
+        for request in [request for request in self.running if request.ended and not request.in_flight]:
+            self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        self.running.remove(request)
+        self.pool.release(request.blocks)
+        request.blocks = []
+        self._free_slots.append(request.slot)
+        request.slot = NO_SLOT
+
+    def _unqueue(self, request: Request) -> None:
+        del self.waiting[bisect_left(self.waiting, _rank(request), key=_rank)]
+        self._waiting_of[request.rid] -= 1
+        if not self._waiting_of[request.rid]:
+            del self._waiting_of[request.rid]
+
+    # ------------------------------------------------------------------------------------------------ results
+
+    def _append(self, request: Request, result: Sampled, now_s: float) -> None:
+        request.tokens.append(result.token)
+        if request.logprobs is not None and result.logprobs is not None:
+            request.logprobs.append(result.logprobs)
+        if request.first_token_s is None:
+            request.first_token_s = now_s
+        sampling = request.sampling
+        if request.out_len >= sampling.min_tokens:
+            if result.token in sampling.stop_token_ids:
+                request.stop_token = result.token
+                return self.end(request, FinishReason.STOP)
+            if result.token in self._eos and not sampling.ignore_eos:
+                return self.end(request, FinishReason.STOP)
+        if request.out_len >= sampling.max_tokens:
+            return self.end(request, FinishReason.LENGTH)
+        return None
+
+    def _seal(self, request: Request, computed: int) -> None:
+        """Full blocks whose keys and values are there now may be shared from here on."""
+        if self._index is None:
+            return
+        full = computed // self._block_size
+        extend_chain(request.hashes, request.tokens, self._block_size, request.salt, full)
+        for position in range(request.sealed, full):
+            if self._index.insert(request.hashes[position], request.blocks[position]):
+                self.pool.seal(request.blocks[position])
+        request.sealed = max(request.sealed, full)
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self._block_size)
