@@ -1,0 +1,408 @@
+"""The frontend's side of the engine: one connection, a mailbox per request, and the demux that fills them.
+
+A `Stream` holds whatever its reader has not taken yet, merged per sequence, so a slow reader costs no more than the
+tokens themselves. Leaving a stream early is the abort: `close` is synchronous, because an await in a cancelled task is
+cancelled again. Knows nothing of text or HTTP.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from api_server.errors import ApiError
+from protocol import messages as wire
+from protocol.channel import ClientChannel, Link
+from protocol.sampling import SamplingParams
+
+logger: Final = logging.getLogger("tokenwire.engine_client")
+
+FRESH_S: Final = 3.0  # an engine that is silent for longer, and announced no longer lease, is not ready
+TICK_S: Final = 0.5  # how often silence is looked for
+BACKLOG_MAX: Final = 65_536  # aborts and stops that wait for an engine in a long step
+
+
+class Submission(Protocol):
+    """What admission hands over: one HTTP request, resolved to tokens."""
+
+    @property
+    def rid(self) -> str: ...
+    @property
+    def prompts(self) -> Sequence[list[int]]: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def sampling(self) -> SamplingParams: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def salt(self) -> bytes: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def meta(self) -> bytes: ...
+
+
+class Stream:
+    """One request's mailbox. Sequence `index` is prompt * n + choice. Use it in a `with`: leaving it aborts whatever
+    has not finished."""
+
+    def __init__(self, client: "EngineClient", rid: str, first_handle: int, size: int) -> None:
+        self.rid = rid
+        self.size = size
+        self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._client = client
+        self._first_handle = first_handle
+        self._positions = [0] * size  # output tokens received, per sequence
+        self._unfinished = set(range(size))
+        self._news: dict[int, wire.Delta] = {}
+        self._failure: ApiError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """All sequences ended well, and everything has been taken. A failure is for `take` to raise."""
+        return not self._unfinished and not self._news
+
+    async def take(self) -> list[tuple[int, wire.Delta]]:
+        """Everything since the last take, one delta per sequence that has news; waits until there is some.
+
+        Raises the ApiError that ended the request, after what came before it was taken.
+        """
+        while not self._news:
+            if self._failure is not None:
+                raise self._failure
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        news, self._news = self._news, {}
+        return list(news.items())
+
+    def stop(self, index: int, pos: int) -> None:
+        """A stop string is complete at output position `pos`: the sequence ends there, as a success."""
+        if index in self._unfinished:
+            self._unfinished.discard(index)
+            self._client.forget([self._first_handle + index])
+            self._client.send_later(wire.Stop(self._first_handle + index, pos))
+
+    def close(self) -> None:
+        """Aborts what has not finished. May be called any number of times, and never blocks."""
+        if self._unfinished:
+            handles = [self._first_handle + index for index in self._unfinished]
+            self._unfinished = set()
+            self._client.forget(handles)
+            if self._failure is None:
+                self._client.send_later(wire.Abort(handles))
+        self._client.forget_request(self.rid)
+
+    def put(self, delta: wire.Delta) -> None:
+        """The demux's end. Tokens that are there already are cut off; a gap can't be repaired and ends the request."""
+        index = delta.handle - self._first_handle
+        missing = delta.pos - self._positions[index]
+        if missing > 0:
+            self.fail(ApiError("internal_error", f"{missing} tokens were lost between engine and frontend"))
+            return
+        if missing < 0:
+            delta.tokens = delta.tokens[-missing:]
+            delta.logprobs = delta.logprobs and delta.logprobs[-missing:]
+        self._positions[index] += len(delta.tokens)
+        if delta.finish is not None:
+            self._unfinished.discard(index)
+            self._client.forget([delta.handle])
+        earlier = self._news.get(index)
+        if earlier is None:
+            self._news[index] = delta
+        else:
+            _merge(earlier, delta)
+        self._wake()
+
+    def fail(self, error: ApiError) -> None:
+        """Ends the request with an error, unless it has ended already."""
+        if self._failure is None and self._unfinished:
+            self._failure = error
+            self._client.forget([self._first_handle + index for index in self._unfinished])
+            if not self.accepted.done():
+                self.accepted.set_exception(error)
+                self.accepted.exception()  # who does not wait for it reads the failure from `take`
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _merge(earlier: wire.Delta, later: wire.Delta) -> None:
+    """`later` directly follows `earlier` in the output."""
+    earlier.tokens += later.tokens
+    earlier.finish = later.finish
+    earlier.stop_token = later.stop_token
+    earlier.first = earlier.first or later.first
+    if later.logprobs is not None:
+        earlier.logprobs = (earlier.logprobs or []) + later.logprobs
+
+
+class EngineClient:
+    """The connection to one engine core, and all that is known of it. Owned by one event loop."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.epoch = 0
+        self.card: wire.ModelCard | None = None
+        self.limits: wire.Limits | None = None
+        self.load = wire.Load()
+        self.metrics_text = b""
+        self._endpoint = endpoint
+        self._frontend = secrets.token_bytes(16)
+        self._channel: ClientChannel | None = None
+        self._watched: tuple[int, ...] = ()
+        self._ticker: asyncio.TimerHandle | None = None
+        self._linked = False
+        self._welcome = asyncio.Event()
+        self._next_handle = 0
+        self._streams: dict[int, Stream] = {}  # by handle
+        self._requests: dict[str, Stream] = {}  # by request id, for Accepted and Rejected
+        self._backlog: deque[wire.Command] = deque(maxlen=BACKLOG_MAX)
+        self._heard_s = time.monotonic()
+        self._progress_s = time.monotonic()
+        self._step = -1
+        self._lease_s = 0.0
+
+    # ------------------------------------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Connects, now or whenever the engine is there."""
+        self._channel = ClientChannel(self._endpoint)
+        self._watch()
+        self._tick()
+
+    def close(self) -> None:
+        """Ends all streams and the connection."""
+        if self._channel is None:
+            return
+        self._lose("draining", "the server is shutting down")
+        self._unwatch()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._channel.close()
+        self._channel = None
+
+    # ------------------------------------------------------------------------------------------------ health
+
+    @property
+    def heartbeat_age_s(self) -> float:
+        """Since anything came from the engine."""
+        return time.monotonic() - self._heard_s
+
+    @property
+    def last_step_age_s(self) -> float:
+        """Since the engine's step loop was last seen to move on."""
+        return time.monotonic() - self._progress_s
+
+    @property
+    def state(self) -> str:
+        """connecting (never seen yet), ready, stale (silent beyond its lease), or down (lost, and expected back)."""
+        if not self._welcome.is_set():
+            return "connecting" if self.card is None else "down"
+        return "ready" if self.heartbeat_age_s <= max(FRESH_S, self._lease_s) else "stale"
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Returns once the engine takes requests. Raises ApiError if it does not within `timeout_s`."""
+        if self._welcome.is_set():
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._welcome.wait()
+        except TimeoutError:
+            if self.card is None:
+                raise ApiError("engine_loading", "The model is still being loaded.") from None
+            raise ApiError("engine_restarting", "The engine is being restarted.") from None
+
+    # ------------------------------------------------------------------------------------------------ requests
+
+    async def submit(self, submission: Submission, key: bytes = b"") -> Stream:
+        """Hands a request to the engine and returns its mailbox once the engine has accepted it.
+
+        Raises ApiError for a refusal. Being cancelled here aborts the request.
+        """
+        await self.wait_ready(5.0)
+        size = len(submission.prompts) * submission.n
+        first_handle = self._next_handle
+        self._next_handle += size
+        stream = Stream(self, submission.rid, first_handle, size)
+        for handle in range(first_handle, first_handle + size):
+            self._streams[handle] = stream
+        self._requests[submission.rid] = stream
+        try:
+            if not self._send(self._generate(submission, first_handle, key)):
+                raise ApiError("engine_restarting", "The engine can't be reached.")
+            await stream.accepted
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def _generate(self, submission: Submission, first_handle: int, key: bytes) -> wire.Generate:
+        sequences = [
+            wire.Sequence(first_handle + prompt * submission.n + choice, prompt, choice)
+            for prompt in range(len(submission.prompts))
+            for choice in range(submission.n)
+        ]
+        return wire.Generate(
+            self.epoch,
+            submission.rid,
+            list(submission.prompts),
+            sequences,
+            submission.sampling,
+            submission.seed,
+            key=key,
+            salt=submission.salt,
+            priority=submission.priority,
+            meta=submission.meta,
+        )
+
+    def forget(self, handles: Sequence[int]) -> None:
+        """Nobody reads these any more."""
+        for handle in handles:
+            self._streams.pop(handle, None)
+
+    def forget_request(self, rid: str) -> None:
+        self._requests.pop(rid, None)
+
+    def send_later(self, command: wire.Command) -> None:
+        """Sends now, or as soon as the engine takes commands again. For a dead engine there is nothing to send."""
+        if self._welcome.is_set() and not self._send(command):
+            self._backlog.append(command)
+
+    def _send(self, command: wire.Command) -> bool:
+        if self._channel is None or not self._channel.send(command):
+            return False
+        # ZeroMQ's descriptor is edge-triggered, and a send may swallow the edge of something that has just come in.
+        asyncio.get_running_loop().call_soon(self._receive)
+        return True
+
+    # ------------------------------------------------------------------------------------------------ demux
+
+    def _receive(self) -> None:
+        if self._channel is None:
+            return
+        for event in self._channel.receive():
+            if event is Link.UP:
+                self._linked = True
+                self._hello()
+            elif event is Link.DOWN:
+                self._reconnect()
+                return
+            elif isinstance(event, wire.Welcome):
+                self._on_welcome(event)
+            elif not isinstance(event, Link) and event.epoch == self.epoch and self._welcome.is_set():
+                self._heard_s = time.monotonic()
+                self._dispatch(event)
+
+    def _dispatch(self, event: wire.Event) -> None:
+        match event:
+            case wire.Step():
+                self._on_step(event)
+            case wire.Accepted(rid=rid):
+                if (stream := self._requests.pop(rid, None)) is not None and not stream.accepted.done():
+                    stream.accepted.set_result(None)
+            case wire.Rejected(rid=rid, code=code, message=message, param=param):
+                if (stream := self._requests.pop(rid, None)) is not None:
+                    stream.fail(ApiError(code, message, param))
+            case wire.Failed(handles=handles, code=code, message=message):
+                for handle in handles:
+                    if (stream := self._streams.get(handle)) is not None:
+                        stream.fail(ApiError(code, message))
+            case wire.Metrics(text=text):
+                self.metrics_text = text
+            case wire.Dying(reason=reason):
+                logger.error("the engine is dying: %s", reason)
+
+    def _on_step(self, step: wire.Step) -> None:
+        if step.step != self._step or not step.load.running:
+            self._step = step.step
+            self._progress_s = self._heard_s
+        self._lease_s = step.next_due_s
+        self.load = step.load
+        streams = self._streams
+        for delta in step.deltas:
+            if (stream := streams.get(delta.handle)) is not None:  # else it has left already
+                stream.put(delta)
+        while self._backlog and self._send(self._backlog[0]):
+            self._backlog.popleft()
+
+    def _on_welcome(self, welcome: wire.Welcome) -> None:
+        if welcome.version != wire.PROTOCOL_VERSION:
+            logger.error("the engine speaks protocol %d, this frontend %d", welcome.version, wire.PROTOCOL_VERSION)
+            return
+        self._heard_s = self._progress_s = time.monotonic()
+        if welcome.epoch == self.epoch and self._welcome.is_set():
+            return
+        if self._welcome.is_set():
+            self._lose("engine_restarting", "The engine was restarted while it worked on this request.")
+        self.epoch = welcome.epoch
+        self.card = welcome.card
+        self.limits = welcome.limits
+        self._step = -1
+        self._welcome.set()
+        logger.info("engine ready: epoch %d, model %s", welcome.epoch, welcome.card.name)
+
+    # ------------------------------------------------------------------------------------------------ the link
+
+    def _hello(self) -> None:
+        assert self._channel is not None
+        self._send(wire.Hello(wire.PROTOCOL_VERSION, self._frontend, self._channel.boot))
+
+    def _tick(self) -> None:
+        """Says hello again to an engine that is silent: it may be new, or the first Hello came before it listened."""
+        self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        if self._linked and (not self._welcome.is_set() or self.heartbeat_age_s > FRESH_S + self._lease_s):
+            self._hello()
+        self._receive()
+
+    def _reconnect(self) -> None:
+        """The engine's end is gone: what it worked on is lost, and the next one is met under a new identity."""
+        assert self._channel is not None
+        self._linked = False
+        self._lose("engine_restarting", "The engine was lost while it worked on this request.")
+        self._unwatch()
+        self._channel.reopen()
+        self._watch()
+
+    def _lose(self, code: str, message: str) -> None:
+        self._welcome.clear()
+        self._backlog.clear()
+        self.load = wire.Load()
+        for stream in {*self._streams.values(), *self._requests.values()}:
+            stream.fail(ApiError(code, message))
+        self._requests.clear()
+
+    def _watch(self) -> None:
+        assert self._channel is not None
+        loop = asyncio.get_running_loop()
+        self._watched = self._channel.filenos()
+        for descriptor in self._watched:
+            loop.add_reader(descriptor, self._receive)
+        loop.call_soon(self._receive)
+
+    def _unwatch(self) -> None:
+        loop = asyncio.get_running_loop()
+        for descriptor in self._watched:
+            loop.remove_reader(descriptor)
+        self._watched = ()

@@ -1,0 +1,215 @@
+"""The client against a real engine core over a real socket; only the device is made up."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from api_server.engine_client import EngineClient, Stream
+from api_server.errors import ApiError
+from protocol.messages import Delta, FinishReason
+from protocol.sampling import SamplingParams
+from tests.fakes import DEADLINE_S, MadeUpDevice, MadeUpEngine
+
+FIVE = SamplingParams(max_tokens=5, ignore_eos=True)
+ENDLESS = SamplingParams(max_tokens=3000, ignore_eos=True)
+
+
+@dataclass(frozen=True)
+class Asked:
+    rid: str = "r1"
+    prompts: list[list[int]] = field(default_factory=lambda: [[1, 2, 3]])
+    n: int = 1
+    sampling: SamplingParams = FIVE
+    seed: int = 0
+    salt: bytes = b""
+    priority: int = 0
+    meta: bytes = b""
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> str:
+    return f"ipc://{tmp_path}/e.sock"
+
+
+@asynccontextmanager
+async def connected(endpoint: str) -> AsyncIterator[EngineClient]:
+    client = EngineClient(endpoint)
+    await client.start()
+    try:
+        await client.wait_ready(DEADLINE_S)
+        yield client
+    finally:
+        client.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def read(stream: Stream) -> dict[int, list[int]]:
+    out: dict[int, list[int]] = {index: [] for index in range(stream.size)}
+    while not stream.finished:
+        for index, delta in await stream.take():
+            assert delta.pos == len(out[index])
+            out[index] += delta.tokens
+    return out
+
+
+async def read_on(stream: Stream) -> None:
+    while True:
+        await stream.take()
+
+
+async def test_a_request_and_its_tokens(endpoint: str) -> None:
+    with MadeUpEngine(endpoint):
+        async with connected(endpoint) as client:
+            with await client.submit(Asked()) as stream:
+                assert await read(stream) == {0: [1, 2, 3, 1, 2]}
+            assert client.ready
+            assert client.epoch == 1
+
+
+async def test_several_prompts_and_choices(endpoint: str) -> None:
+    with MadeUpEngine(endpoint):
+        async with connected(endpoint) as client:
+            with await client.submit(Asked(prompts=[[1], [2]], n=2)) as stream:
+                assert await read(stream) == {0: [1] * 5, 1: [1] * 5, 2: [2] * 5, 3: [2] * 5}
+
+
+async def test_what_is_not_taken_is_merged(endpoint: str) -> None:
+    with MadeUpEngine(endpoint) as engine:
+        async with connected(endpoint) as client:
+            with await client.submit(Asked()) as stream:
+                await until(lambda: engine.device.steps == 5 and not stream._unfinished)
+                [(index, delta)] = await stream.take()
+                assert (index, delta.pos, delta.tokens) == (0, 0, [1, 2, 3, 1, 2])
+                assert delta.finish is FinishReason.LENGTH
+                assert delta.first is not None
+            await until(lambda: engine.scheduler.idle)
+
+
+async def test_refusals_keep_their_code_and_field(endpoint: str) -> None:
+    with MadeUpEngine(endpoint):
+        async with connected(endpoint) as client:
+            with pytest.raises(ApiError) as caught:
+                await client.submit(Asked(prompts=[[1, 5000]]))
+            assert (caught.value.status, caught.value.param) == (400, "prompt")
+
+
+async def test_a_full_queue(endpoint: str) -> None:
+    device = MadeUpDevice()
+    with MadeUpEngine(endpoint, device=device, max_num_seqs=1, max_queued_requests=2) as engine:
+        async with connected(endpoint) as client:
+            device.step_s = 0.01
+            long = SamplingParams(max_tokens=1000, ignore_eos=True)
+            streams = [await client.submit(Asked(rid="first", sampling=long))]
+            await until(lambda: len(engine.scheduler.running) == 1)
+            streams += [await client.submit(Asked(rid=str(i), sampling=long)) for i in range(2)]
+            with pytest.raises(ApiError) as caught:
+                await client.submit(Asked(rid="too many", sampling=long))
+            assert caught.value.code == "queue_full"
+            assert caught.value.headers == {"Retry-After": "1"}
+            for stream in streams:
+                stream.close()
+            await until(lambda: engine.scheduler.idle)
+
+
+async def test_leaving_early_frees_the_blocks(endpoint: str) -> None:
+    device = MadeUpDevice(step_s=0.005)
+    with MadeUpEngine(endpoint, device=device) as engine:
+        async with connected(endpoint) as client:
+            with await client.submit(Asked(sampling=ENDLESS)) as stream:
+                await stream.take()
+                assert engine.scheduler.pool.used
+            await until(lambda: engine.scheduler.pool.used == 0)
+            assert device.steps < 100
+
+
+async def test_being_cancelled_in_submit_aborts(endpoint: str) -> None:
+    device = MadeUpDevice()
+    with MadeUpEngine(endpoint, device=device) as engine:
+        async with connected(endpoint) as client:
+            with await client.submit(Asked(rid="busy")):
+                device.gate.clear()
+                task = asyncio.create_task(client.submit(Asked(rid="cancelled")))
+                await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                device.gate.set()
+            await until(lambda: engine.scheduler.idle and engine.scheduler.pool.used == 0)
+
+
+async def test_a_stop_is_a_success(endpoint: str) -> None:
+    with MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.002)) as engine:
+        async with connected(endpoint) as client:
+            with await client.submit(Asked(sampling=ENDLESS)) as stream:
+                await stream.take()
+                stream.stop(0, 1)
+                assert stream.finished
+            await until(lambda: engine.scheduler.idle)
+            await until(lambda: b'finished_reason="stop"} 1' in client.metrics_text)
+
+
+async def test_engine_death_ends_streams_and_the_next_engine_serves(endpoint: str) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        device = MadeUpDevice(step_s=0.002)
+        engine = MadeUpEngine(endpoint, device=device)
+        with engine:
+            client = EngineClient(endpoint)
+            await client.start()
+            stream = await client.submit(Asked(sampling=ENDLESS))
+            await stream.take()
+        with pytest.raises(ApiError) as caught:
+            await read_on(stream)
+        assert caught.value.code == "engine_restarting"
+        stream.close()
+        assert client.state == "down"
+        with MadeUpEngine(endpoint, epoch=2):
+            await client.wait_ready(DEADLINE_S)
+            assert client.epoch == 2
+            with await client.submit(Asked(rid="r2")) as again:
+                assert await read(again) == {0: [1, 2, 3, 1, 2]}
+            client.close()
+
+
+async def test_no_engine_is_a_clear_refusal(endpoint: str) -> None:
+    client = EngineClient(endpoint)
+    await client.start()
+    with pytest.raises(ApiError) as caught:
+        await client.wait_ready(0.05)
+    assert caught.value.code == "engine_loading"
+    assert client.state == "connecting"
+    client.close()
+
+
+async def test_a_stuck_step_shows_in_the_state(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api_server.engine_client.FRESH_S", 0.1)
+    monkeypatch.setattr("engine_core.core.LEASE_S", 0.1)
+    device = MadeUpDevice()
+    with MadeUpEngine(endpoint, device=device):
+        async with connected(endpoint) as client:
+            device.gate.clear()
+            with await client.submit(Asked()):
+                await until(lambda: client.state == "stale")
+                device.gate.set()
+                await until(lambda: client.state == "ready")
+
+
+def test_positions_that_overlap_are_cut_and_gaps_end_the_request() -> None:
+    async def scenario() -> None:
+        stream = Stream(EngineClient("ipc://unused"), "r", 10, 1)
+        stream.put(Delta(10, 0, [1, 2]))
+        stream.put(Delta(10, 1, [2, 3]))
+        assert [delta.tokens for _, delta in await stream.take()] == [[1, 2, 3]]
+        stream.put(Delta(10, 5, [9]))
+        with pytest.raises(ApiError, match="2 tokens were lost"):
+            await stream.take()
+
+    asyncio.run(scenario())
