@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from api_server.engine_client import EngineClient, Stream
+from api_server.engine_client import EngineClient
 from api_server.errors import ApiError
+from api_server.stream import Stream
 from protocol.messages import Delta, FinishReason
 from protocol.sampling import SamplingParams
 from tests.fakes import DEADLINE_S, MadeUpDevice, MadeUpEngine

@@ -1,0 +1,82 @@
+"""A whole engine in the process: real scheduler, runner, cache and sampler around a model, without the wire."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from engine_core.attention import AttentionBackend
+from engine_core.cache.blocks import BlockPool
+from engine_core.cache.kv import KVCache
+from engine_core.cache.prefix import PrefixIndex
+from engine_core.model.adapter import ModelAdapter
+from engine_core.model.loader import LoadedModel, ModelSource
+from engine_core.model.quirks import settle_model
+from engine_core.request import Request
+from engine_core.runner import ModelRunner
+from engine_core.sampler import Sampler
+from engine_core.scheduler import Scheduler
+from protocol.sampling import SamplingParams
+from tests.engine_core.paged_memory import check_invariants
+
+CPU = torch.device("cpu")
+MAX_STEPS = 10_000
+
+
+class Serving:
+    """`adapter` may be shared by several of these; the cache is each one's own."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        backend: AttentionBackend,
+        block_size: int,
+        *,
+        max_model_len: int,
+        num_blocks: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        prefix_caching: bool = True,
+    ) -> None:
+        cache = KVCache(backend, adapter.geometries, num_blocks, block_size)
+        index = PrefixIndex() if prefix_caching else None
+        self.scheduler = Scheduler(
+            pool=BlockPool(num_blocks, on_evict=index.drop if index is not None else None),
+            index=index,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            eos_token_ids=[],
+        )
+        sampler = Sampler(adapter.vocab_size, max_num_seqs, [], CPU)
+        self.runner = ModelRunner(adapter, cache, sampler, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
+        self.steps = 0
+
+    def run(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Outputs of requests that all come at once."""
+        for request in requests:
+            self.scheduler.add(request)
+        while not self.scheduler.idle:
+            assert self.steps < MAX_STEPS
+            batch = self.scheduler.schedule(self.steps)
+            check_invariants(self.scheduler, self.scheduler.pool, batch)
+            if batch is not None:
+                self.scheduler.commit(batch, self.runner.collect(self.runner.launch(batch)), self.steps)
+            self.steps += 1
+        assert self.scheduler.pool.used == 0
+        return [request.out for request in requests]
+
+
+def adapt(model: PreTrainedModel, max_model_len: int) -> ModelAdapter:
+    settle_model(model)
+    dtype = next(model.parameters()).dtype
+    return ModelAdapter(LoadedModel(model, model.config, ModelSource("test"), dtype, CPU), max_model_len)
+
+
+def greedy(prompt: Sequence[int], max_tokens: int, handle: int = 0) -> Request:
+    return Request(handle, f"greedy-{handle}", prompt, SamplingParams(max_tokens=max_tokens, temperature=0.0))
+
+
+def seeded(prompt: Sequence[int], max_tokens: int, handle: int = 0, seed: int = 0, **knobs: float) -> Request:
+    sampling = SamplingParams(max_tokens=max_tokens, **knobs)  # type: ignore[arg-type]
+    return Request(handle, f"seeded-{handle}", prompt, sampling, seed=seed)
