@@ -98,6 +98,7 @@ class EngineCore(Generic[Pending]):
         self._delivery = Delivery(welcome.epoch, channel.send)
         self._step = 0
         self._metrics_s = 0.0
+        self._was_idle = True
 
     def run(self) -> None:
         flights: deque[Flight[Pending]] = deque()
@@ -228,6 +229,8 @@ class EngineCore(Generic[Pending]):
         self._end(self._delivery.flush(self._step, lease_s, load, now_s, announce=announce))
         if scheduler.idle:
             self._stats.idle()
-        if now_s - self._metrics_s >= METRICS_S:
+        # Once more when the last request has ended: the figures of an idle engine are exact.
+        fell_idle, self._was_idle = scheduler.idle and not self._was_idle, scheduler.idle
+        if fell_idle or now_s - self._metrics_s >= METRICS_S:
             self._metrics_s = now_s
             self._delivery.broadcast(wire.Metrics(self._welcome.epoch, self._stats.render(scheduler)))

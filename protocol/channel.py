@@ -11,6 +11,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -178,19 +179,20 @@ class ClientChannel:
         return True
 
     def receive(self) -> Iterator[Event | Link]:
-        """Everything that is there, the link's changes first. Frames that are no event are counted and dropped."""
+        """Everything that is there. The link's changes come last, so that an engine's last words are heard before its
+        end. Frames that are no event are counted and dropped."""
+        changes = []
         while self._monitor.poll(0):
-            change = zmq.utils.monitor.recv_monitor_message(self._monitor)["event"]
-            yield Link.UP if change == zmq.EVENT_HANDSHAKE_SUCCEEDED else Link.DOWN
-        while True:
-            try:
+            changes.append(zmq.utils.monitor.recv_monitor_message(self._monitor)["event"])
+        with suppress(zmq.Again):
+            while True:
                 frame = self._socket.recv(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            try:
-                yield decode_event(frame)
-            except BadMessage:
-                self.dropped += 1
+                try:
+                    yield decode_event(frame)
+                except BadMessage:
+                    self.dropped += 1
+        for change in changes:
+            yield Link.UP if change == zmq.EVENT_HANDSHAKE_SUCCEEDED else Link.DOWN
 
     def close(self) -> None:
         self._close_sockets()

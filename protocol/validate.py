@@ -34,6 +34,12 @@ def check(request: Generate, card: ModelCard, limits: Limits) -> None:
         raise InvalidRequest("two sequences share a handle", "n")
 
 
+def room(card: ModelCard, limits: Limits) -> int:
+    """Tokens that a prompt and its output may have together: the context, or what the cache holds if that is less. A
+    sequence's last token is never fed back, so it needs no place there; whole blocks are what is allotted."""
+    return min(card.max_model_len, limits.kv_tokens // limits.block_size * limits.block_size + 1)
+
+
 def check_room(request: Generate, card: ModelCard, limits: Limits) -> None:
     """Prompt and output must fit the context and the KV cache; ids must fit the vocabulary."""
     max_tokens = request.sampling.max_tokens
@@ -42,14 +48,13 @@ def check_room(request: Generate, card: ModelCard, limits: Limits) -> None:
         raise InvalidRequest(
             f"max_tokens over all prompts and choices is {total}, at most {MAX_TOTAL_TOKENS}", "max_tokens"
         )
-    # A sequence's last token is never fed back, so it needs no place in the cache; whole blocks are what is allotted.
-    room = min(card.max_model_len, limits.kv_tokens // limits.block_size * limits.block_size + 1)
+    available = room(card, limits)
     for prompt in request.prompts:
-        if len(prompt) + max_tokens > room:
+        if len(prompt) + max_tokens > available:
             raise InvalidRequest(
-                f"This model's maximum context length is {room} tokens. However, you requested "
+                f"This model's maximum context length is {available} tokens. However, you requested "
                 f"{len(prompt) + max_tokens} tokens ({len(prompt)} in the prompt, {max_tokens} for the completion).",
-                "max_tokens" if len(prompt) < room else "prompt",
+                "max_tokens" if len(prompt) < available else "prompt",
                 "context_length_exceeded",
             )
         if max(prompt) >= card.vocab_size:

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.e2e.server import Server
+from tests.e2e.server import Server, until
 
 QUESTION = [{"role": "user", "content": "What is continuous batching?"}]
 STORY = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
@@ -96,13 +96,16 @@ def test_the_event_source_route_numbers_its_events(server: Server) -> None:
     assert lines[-2:] == ["data: [DONE]", ""]
 
 
-def test_an_event_source_that_reconnects_never_generates_twice(server: Server) -> None:
-    first = server.get("/v1/completions/stream?prompt=Hello&max_tokens=3")
-    list(first.lines())
-    made = server.metric("vllm:generation_tokens_total")
-    for last in (f"{first.headers['X-Stream-Id']}.3", "cmpl-00000000000000000000000000000000.1", "nonsense"):
-        assert server.get("/v1/completions/stream?prompt=Hello&max_tokens=3", {"Last-Event-ID": last}).status == 204
-    assert server.metric("vllm:generation_tokens_total") == made
+def test_an_event_source_that_reconnects_never_generates_twice() -> None:
+    with Server() as fresh:
+        first = fresh.get("/v1/completions/stream?prompt=Hello&max_tokens=3&ignore_eos=true")
+        list(first.lines())
+        for last in (f"{first.headers['X-Stream-Id']}.3", "cmpl-00000000000000000000000000000000.1", "nonsense"):
+            again = fresh.get("/v1/completions/stream?prompt=Hello&max_tokens=3", {"Last-Event-ID": last})
+            assert again.status == 204
+        fresh.post("/v1/completions", {"prompt": "x", "max_tokens": 2, "ignore_eos": True})
+        until(lambda: fresh.metric("vllm:generation_tokens_total") >= 3 + 2)
+        assert fresh.metric("vllm:generation_tokens_total") == 3 + 2
 
 
 def test_stop_strings_cut_the_same_in_streams_and_wholes(server: Server) -> None:

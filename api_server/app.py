@@ -1,0 +1,93 @@
+"""The Starlette application: routes, layers around them, and the OpenAI error body for whatever goes wrong."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+
+from api_server.auth import Auth
+from api_server.config import Config
+from api_server.drain import DrainGate
+from api_server.engine_client import EngineClient
+from api_server.envelope import Envelope
+from api_server.errors import ApiError
+from api_server.frontend import Frontend
+from api_server.respond import ErrorResponse
+from api_server.routes import API, HEALTH, Endpoint
+
+
+def create_app(config: Config, endpoints: Sequence[Endpoint] = HEALTH + API) -> Starlette:
+    """The app of one process; `app.state.frontend` is its Frontend. Connects to the engine when it is started."""
+    frontend = Frontend(config, EngineClient(config.engine))
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await frontend.start()
+        try:
+            yield
+        finally:
+            await frontend.close()
+
+    app = Starlette(
+        routes=[endpoint.route() for endpoint in (HEALTH if config.health_only else endpoints)],
+        middleware=_layers(frontend),
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_exception,
+            msgspec.ValidationError: _validation_error,
+            msgspec.DecodeError: _decode_error,
+        },
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.frontend = frontend
+    return app
+
+
+def _layers(frontend: Frontend) -> list[Middleware]:
+    """From the outside in. All of them pure ASGI: starlette's BaseHTTPMiddleware hides disconnects."""
+    config = frontend.config
+    layers = [Middleware(Envelope)]
+    if config.cors_origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-Id", "X-Stream-Id", "Retry-After"],
+            )
+        )
+    layers.append(Middleware(Auth, api_keys=config.api_keys, metrics_key=config.metrics_key))
+    layers.append(Middleware(DrainGate, drain=frontend.drain))
+    return layers
+
+
+async def _api_error(request: Request, error: Exception) -> ErrorResponse:
+    assert isinstance(error, ApiError)
+    return ErrorResponse(error)
+
+
+async def _http_exception(request: Request, error: Exception) -> ErrorResponse:
+    """Starlette's own: no such route, or not with this method."""
+    assert isinstance(error, HTTPException)
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    code = codes.get(error.status_code, "invalid_request_error")
+    told = ApiError(code, f"{error.detail}: {request.method} {request.url.path}")
+    return ErrorResponse(told, headers=dict(error.headers or {}))
+
+
+async def _validation_error(request: Request, error: Exception) -> ErrorResponse:
+    """msgspec names the place as `$.field[…]`: the field is OpenAI's `param`."""
+    message, _, place = str(error).partition(" - at `$.")
+    param = place.rstrip("`") or None
+    return ErrorResponse(ApiError("invalid_request_error", f"{param}: {message}" if param else message, param))
+
+
+async def _decode_error(request: Request, error: Exception) -> ErrorResponse:
+    return ErrorResponse(ApiError("invalid_json", f"The request body is not valid JSON: {error}"))

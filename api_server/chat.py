@@ -1,0 +1,163 @@
+"""Messages to prompt text, by the model's own chat template, in a sandbox and with limits.
+
+The environment is what templates on the Hugging Face hub are written for: loop controls, `tojson`, `raise_exception`,
+`strftime_now`, `{% generation %}` blocks, and the special tokens as variables. Requests never bring a template.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from api_server.errors import ApiError
+from api_server.schema.messages import ContentPart, Message, Scalars
+
+OWN_VARIABLES: Final = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
+)
+CUT: Final = "\ue000cut here\ue000"  # put after the message that is to be continued; private use, so no text has it
+SEPARATOR: Final = "\n"  # between the text parts of one message
+
+
+class ChatTemplate:
+    """A model's chat template, compiled once."""
+
+    def __init__(self, source: str, special_tokens: dict[str, str], max_chars: int) -> None:
+        """Raises ValueError for a template that does not compile."""
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, "jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template: Final = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template does not compile: {error}") from error
+        self._special_tokens: Final = special_tokens
+        self._max_chars: Final = max_chars
+        self._knows_developer: Final = "developer" in source
+
+    def render(self, messages: Sequence[Message], kwargs: Scalars, *, generate: bool, resume: bool) -> str:
+        """The prompt. `generate` adds the opening of an answer, `resume` leaves the last message open instead.
+
+        Raises ApiError for messages that the template or this server can't put into words.
+        """
+        taken = kwargs.keys() & (OWN_VARIABLES | self._special_tokens.keys())
+        if taken:
+            raise _refusal(f"`{min(taken)}` is not for chat_template_kwargs to set.", "chat_template_kwargs")
+        conversation = [self._as_dict(message, i) for i, message in enumerate(messages)]
+        if resume:
+            conversation[-1]["content"] = (conversation[-1]["content"] or "") + CUT + " "
+        variables = {**kwargs, **self._special_tokens, "messages": conversation, "tools": None, "documents": None}
+        prompt = self._run({**variables, "add_generation_prompt": generate})
+        if not resume:
+            return prompt
+        before, cut, after = prompt.rpartition(CUT)
+        if not cut:
+            raise _refusal("This model's chat template does not show the last message, so it can't be continued.")
+        return before if after.startswith(" ") else before.rstrip()  # as a template does that trims its messages
+
+    def _run(self, variables: dict[str, Any]) -> str:
+        pieces: list[str] = []
+        room = self._max_chars
+        try:
+            for piece in self._template.generate(variables):
+                pieces.append(piece)
+                room -= len(piece)
+                if room < 0:
+                    raise ApiError("context_length_exceeded", "The messages are longer than the context.", "messages")
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise _refusal(f"The model's chat template refuses these messages: {error}") from None
+        except RecursionError:
+            raise _refusal("The model's chat template recurses too deep for these messages.") from None
+        return "".join(pieces)
+
+    def _as_dict(self, message: Message, position: int) -> dict[str, Any]:
+        """The message as templates expect it: text content, and the arguments of calls as objects."""
+        where = f"messages[{position}]"
+        role = "system" if message.role == "developer" and not self._knows_developer else message.role
+        content = text_of(message.content, where)
+        if content is None and not message.tool_calls:
+            raise _refusal(f"{where}: `content` is missing.")
+        conversation: dict[str, Any] = {"role": role, "content": content}
+        for name in ("name", "tool_call_id", "reasoning_content"):
+            if (value := getattr(message, name)) is not None:
+                conversation[name] = value
+        if message.tool_calls:
+            conversation["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": call.type,
+                    "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments, where)},
+                }
+                for call in message.tool_calls
+            ]
+        return conversation
+
+
+def text_of(content: str | list[ContentPart] | None, where: str = "content") -> str | None:
+    """A message's text. Raises ApiError for parts that are no text."""
+    if content is None or isinstance(content, str):
+        return content
+    return SEPARATOR.join(_part(part, where) for part in content)
+
+
+def _part(part: ContentPart, where: str) -> str:
+    text = {"text": part.text, "refusal": part.refusal}.get(part.type)
+    if text is None and part.type in ("text", "refusal"):
+        raise _refusal(f"{where}: a content part of type `{part.type}` lacks its `{part.type}`.")
+    if text is None:
+        raise _refusal(f"{where}: this model reads text only, not content of type `{part.type}`.")
+    return text
+
+
+def _arguments(arguments: str, where: str) -> Any:
+    try:
+        return json.loads(arguments) if arguments.strip() else {}
+    except (ValueError, RecursionError):
+        raise _refusal(f"{where}: the arguments of a tool call are no JSON.") from None
+
+
+def _refusal(message: str, param: str = "messages") -> ApiError:
+    return ApiError("invalid_request_error", message, param)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """jinja's own filter escapes HTML, which no model was trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> str:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+class GenerationBlock(Extension):
+    """`{% generation %}` marks what a model was trained to say. It changes nothing in what is said."""
+
+    tags: Final = {"generation"}  # type: ignore[misc]
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        inside: Callable[[], nodes.Expr] = lambda: self.call_method("_same")  # noqa: E731
+        return nodes.CallBlock(inside(), [], [], body).set_lineno(line)
+
+    def _same(self, caller: Callable[[], str]) -> str:
+        return caller()

@@ -1,0 +1,62 @@
+"""How a frontend stops taking work: the flag, the count of what still runs, and the gate that refuses what is new."""
+
+import asyncio
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api_server.auth import HEALTH_PATHS
+from api_server.errors import ApiError
+from api_server.respond import ErrorResponse
+
+
+class Drain:
+    """Whether this process is on its way out, and how many requests it still owes an answer."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def active(self) -> int:
+        return self._active
+
+    def begin(self) -> None:
+        """From now on only health is answered."""
+        self.draining = True
+
+    def enter(self) -> None:
+        self._active += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        self._active -= 1
+        if self._active == 0:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Returns once no request runs."""
+        await self._idle.wait()
+
+
+class DrainGate:
+    """Counts requests while they run, and answers 503 `draining` to those that come too late. Health passes."""
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self.app = app
+        self.drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope["path"] in HEALTH_PATHS:
+            await self.app(scope, receive, send)
+            return
+        if self.drain.draining:
+            error = ApiError("draining", "This server is shutting down; another one will take the request.")
+            await ErrorResponse(error)(scope, receive, send)
+            return
+        self.drain.enter()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.drain.leave()

@@ -1,0 +1,17 @@
+"""POST /v1/chat/completions."""
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from api_server.body import read_body
+from api_server.frontend import frontend
+from api_server.render.chat import ChatRenderer
+from api_server.reply import reply
+from api_server.schema.decode import decode
+from api_server.schema.requests import ChatRequest
+
+
+async def chat_completions(request: Request) -> ASGIApp:
+    body = decode(await read_body(request), ChatRequest)
+    job = await (await frontend(request).admission()).chat(body)
+    return await reply(request, job, ChatRenderer(job))

@@ -1,0 +1,101 @@
+"""What surrounds every request: its label, its one log line, and the last resort for exceptions nobody expected."""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api_server.errors import ApiError
+from api_server.respond import ErrorResponse
+
+logger: Final = logging.getLogger("tokenwire.request")
+
+_ACCEPTABLE: Final = re.compile(rb"[\w.-]{1,128}", re.ASCII)
+
+
+class Envelope:
+    """The outermost layer. Sets `state.request_id` and answers with X-Request-Id; it is a label, with no authority."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        await _Exchange(request_id).run(self.app, scope, receive, send)
+
+
+class _Exchange:
+    """One request and what became of it."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.status = 0
+        self.complete = False
+        self.left = False  # the client went away before the response was complete
+
+    async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        began_s = time.monotonic()
+
+        def label(message: Message) -> Awaitable[None]:  # not a coroutine itself: this is on every token's way
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+            elif not message.get("more_body", False):
+                self.complete = True
+            return send(message)
+
+        async def watch() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not self.complete:
+                self.left = True
+            return message
+
+        try:
+            await app(scope, watch, label)
+        except asyncio.CancelledError:
+            if self.status:
+                raise
+            error = ApiError("draining", "The server shut down before this request was complete.")
+            await ErrorResponse(error)(scope, watch, label)
+        except Exception:
+            if self.status:
+                raise  # a response that has begun can only be cut; the server logs the exception
+            logger.exception("%s %s failed (request %s)", scope["method"], scope["path"], self.request_id)
+            error = ApiError("internal_error", "The server failed to answer this request.")
+            await ErrorResponse(error)(scope, watch, label)
+        finally:
+            self._log(scope, time.monotonic() - began_s)
+
+    def _log(self, scope: Scope, took_s: float) -> None:
+        """The query is left out: it may hold a key or a prompt."""
+        if logger.isEnabledFor(logging.DEBUG):
+            fields = {
+                "request_id": self.request_id,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": 499 if self.left else self.status,
+                "took_ms": round(took_s * 1000, 1),
+            }
+            logger.debug(
+                "%(method)s %(path)s %(status)s %(took_ms)s ms %(request_id)s", fields, extra={"fields": fields}
+            )
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own if it is harmless to repeat and to log, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _ACCEPTABLE.fullmatch(value):
+            return str(value.decode("ascii"))
+    return secrets.token_hex(16)

@@ -1,0 +1,26 @@
+"""From pieces of text to the bytes of a response: one renderer per wire shape, all with the same four methods."""
+
+from typing import Protocol
+
+from api_server.schema.responses import Usage
+from api_server.text import Piece
+
+
+class Renderer(Protocol):
+    """Renders one request's answer, streamed (head, chunks, tail) or in one piece (whole). Knows no socket."""
+
+    def head(self) -> bytes:
+        """What goes out before the first token; often nothing."""
+        ...
+
+    def chunk(self, piece: Piece, usage: Usage | None) -> bytes:
+        """The events of one piece, which may be none. `usage` so far is there with continuous_usage_stats."""
+        ...
+
+    def tail(self, usage: Usage) -> bytes:
+        """What follows the last chunk."""
+        ...
+
+    def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
+        """The body of a response that does not stream, from one joined piece per sequence, by index."""
+        ...

@@ -1,0 +1,125 @@
+"""The way of an admitted request: submit, take what comes, turn it into text, render it, send it.
+
+The engine's acceptance is awaited before a response begins, so that whatever is refused has its real status. Leaving,
+by whatever way, closes the engine's stream, and that is the abort.
+"""
+
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Final, Never
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from api_server.deadline import Deadline
+from api_server.disconnect import until_disconnect
+from api_server.engine_client import EngineClient
+from api_server.frontend import frontend
+from api_server.job import Job
+from api_server.render import Renderer
+from api_server.sse import EventStream
+from api_server.stream import Stream
+from api_server.text import Answer, Piece, join
+
+
+async def reply(request: Request, job: Job, renderer: Renderer) -> ASGIApp:
+    """The response to an admitted request: an event stream, or one body. Raises ApiError while there is still a status
+    to set."""
+    front = frontend(request)
+    config = front.config
+    whole_s = min(config.request_timeout_s, job.timeout_s or config.request_timeout_s)
+    deadline = Deadline(config.first_token_timeout_s, whole_s)
+    key: bytes = request.state.key_digest
+    try:
+        if not job.stream:
+            body = await until_disconnect(request, _whole(front.engine, key, job, renderer, deadline))
+            return Response(body, media_type="application/json")
+        stream = await until_disconnect(request, deadline.wait(lambda: front.engine.submit(job.submission, key)))
+    except BaseException:
+        deadline.close()
+        raise
+    return EventStream(Chunks(stream, job, renderer, deadline), job.submission.rid)
+
+
+async def _whole(engine: EngineClient, key: bytes, job: Job, renderer: Renderer, deadline: Deadline) -> bytes:
+    """The body of a response that does not stream."""
+    answer = Answer(job)
+    pieces: dict[int, list[Piece]] = {}
+    with await deadline.wait(lambda: engine.submit(job.submission, key)) as stream:
+        while not answer.finished:
+            for piece in await next_pieces(stream, answer, deadline):
+                pieces.setdefault(piece.index, []).append(piece)
+    deadline.close()
+    return renderer.whole([join(pieces[index]) for index in sorted(pieces)], answer.usage)
+
+
+async def next_pieces(stream: Stream, answer: Answer, deadline: Deadline) -> list[Piece]:
+    """What the engine has produced since the last call, as text. Tells the engine where a stop string was found."""
+    pieces = []
+    for index, delta in await deadline.wait(stream.take):
+        piece = answer.feed(index, delta)
+        if piece is None:
+            continue
+        if piece.stopped:
+            stream.stop(index, piece.pos)
+        pieces.append(piece)
+    deadline.first_token()
+    return pieces
+
+
+class Chunks(AsyncGenerator[bytes, None]):
+    """The writes of an event stream, each as much as there is when the one before it has gone out.
+
+    A class and not an `async def` with `yield`: closing such a generator before its first step runs none of its body,
+    and a client may leave just then.
+    """
+
+    def __init__(self, stream: Stream, job: Job, renderer: Renderer, deadline: Deadline) -> None:
+        self._stream: Final = stream
+        self._answer: Final = Answer(job)
+        self._renderer: Final = renderer
+        self._deadline: Final = deadline
+        self._usage_in_chunks: Final = job.continuous_usage
+        self._begun = False
+        self._ended = False
+
+    async def asend(self, value: None) -> bytes:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            if not self._begun:
+                self._begun = True
+                if head := self._renderer.head():
+                    return head
+            return await self._next()
+        except BaseException:
+            self._end()
+            raise
+
+    async def _next(self) -> bytes:
+        """The next write that is not empty."""
+        answer, renderer = self._answer, self._renderer
+        while True:
+            pieces = await next_pieces(self._stream, answer, self._deadline)
+            usage = answer.usage if self._usage_in_chunks else None
+            chunks = [renderer.chunk(piece, usage) for piece in pieces]
+            if answer.finished:
+                self._end()
+                return b"".join([*chunks, renderer.tail(answer.usage)])
+            if data := b"".join(chunks):
+                return data
+
+    async def athrow(
+        self,
+        typ: type[BaseException] | BaseException,
+        val: BaseException | object = None,
+        tb: TracebackType | None = None,
+    ) -> Never:
+        self._end()
+        raise typ if val is None or not isinstance(val, BaseException) else val
+
+    def _end(self) -> None:
+        self._ended = True
+        self._deadline.close()
+        self._stream.close()

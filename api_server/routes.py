@@ -1,0 +1,47 @@
+"""The one table of routes: what is served where."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple
+
+from starlette.requests import Request
+from starlette.routing import Route
+
+from api_server.endpoints import chat, completions, generate, models, ops, streams, tokenize
+
+GET: Final = ("GET", "HEAD")
+POST: Final = ("POST",)
+
+
+class Endpoint(NamedTuple):
+    path: str
+    methods: tuple[str, ...]
+    handler: Callable[[Request], Awaitable[Any]]
+    name: str
+
+    def route(self) -> Route:
+        """Starlette adds HEAD to every GET, but it must not start a generation: only the table's methods are served."""
+        route = Route(self.path, self.handler, methods=self.methods, name=self.name)
+        route.methods = set(self.methods)
+        return route
+
+
+HEALTH: Final = (
+    Endpoint("/livez", GET, ops.livez, "livez"),
+    Endpoint("/readyz", GET, ops.readyz, "readyz"),
+    Endpoint("/health", GET, ops.readyz, "health"),
+    Endpoint("/ping", GET, ops.readyz, "ping"),
+    Endpoint("/startupz", GET, ops.startupz, "startupz"),
+    Endpoint("/version", GET, ops.version, "version"),
+    Endpoint("/metrics", GET, ops.metrics, "metrics"),
+)
+API: Final = (
+    Endpoint("/v1/chat/completions", POST, chat.chat_completions, "chat_completions"),
+    Endpoint("/v1/completions", POST, completions.completions, "completions"),
+    Endpoint("/v1/completions/stream", POST, streams.completions_stream, "completions_stream"),
+    Endpoint("/v1/completions/stream", ("GET",), streams.completions_events, "completions_events"),
+    Endpoint("/generate", POST, generate.generate, "generate"),
+    Endpoint("/v1/models", GET, models.list_models, "list_models"),
+    Endpoint("/v1/models/{id:path}", GET, models.retrieve_model, "retrieve_model"),
+    Endpoint("/tokenize", POST, tokenize.tokenize, "tokenize"),
+    Endpoint("/detokenize", POST, tokenize.detokenize, "detokenize"),
+)

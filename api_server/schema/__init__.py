@@ -1,0 +1,1 @@
+"""Requests and responses as types: decoding a body is validating it."""

@@ -1,0 +1,82 @@
+"""Parameters that are understood but not served yet. Asking for one is a 400 that names it: a request is never answered
+as if a parameter had not been there. Building a feature deletes its line here."""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from api_server.errors import ApiError
+
+Field = Callable[[str], Any]  # a request's field by name, None where the route has no such field
+
+
+class Refusal(NamedTuple):
+    param: str
+    reason: str
+    wanted: Callable[[Field], bool]
+
+
+def _resumable(field: Field) -> bool:
+    options = field("stream_options")
+    return options is not None and bool(options.resumable)
+
+
+def _formatted(field: Field) -> bool:
+    wanted = field("response_format")
+    return wanted is not None and wanted.type != "text"
+
+
+NOT_SERVED: Final = (
+    Refusal(
+        "tool_choice",
+        "a tool can't be forced yet",
+        lambda field: field("tool_choice") not in (None, "none", "auto"),
+    ),
+    Refusal("tools", "tools are not supported yet", lambda field: field("tools") and field("tool_choice") != "none"),
+    Refusal("response_format", "only the format `text` is supported yet", _formatted),
+    Refusal(
+        "structured_outputs",
+        "structured outputs are not supported yet",
+        lambda field: field("structured_outputs") is not None,
+    ),
+    Refusal(
+        "prompt_logprobs",
+        "log probabilities of the prompt are not supported yet",
+        lambda field: field("prompt_logprobs") is not None,
+    ),
+    Refusal(
+        "logprobs",
+        "echo together with logprobs is not supported yet",
+        lambda field: field("echo") and field("logprobs") not in (None, False),
+    ),
+    Refusal("suffix", "this model can't fill in the middle", lambda field: bool(field("suffix"))),
+    Refusal("stream_options", "resumable streams are not supported yet", _resumable),
+)
+
+CHAT_TEMPLATE: Final = Refusal(
+    "chat_template",
+    "a template is code, and requests can't bring their own",
+    lambda field: field("chat_template") is not None,
+)
+
+# One prompt, one answer, and events that have room for its tokens alone.
+NOT_ON_PLAIN_ROUTES: Final = (
+    Refusal("n", "this route gives one answer per request", lambda field: (field("n") or 1) > 1),
+    Refusal("echo", "this route does not repeat the prompt", lambda field: bool(field("echo"))),
+    Refusal(
+        "logprobs",
+        "this route has no log probabilities; use /v1/completions",
+        lambda field: field("logprobs") not in (None, False),
+    ),
+)
+
+
+def refuse(request: object, refusals: tuple[Refusal, ...]) -> None:
+    """Raises ApiError unsupported_parameter for the first of `refusals` that the request asks for."""
+
+    def field(name: str) -> Any:
+        return getattr(request, name, None)
+
+    for refusal in refusals:
+        if refusal.wanted(field):
+            message = f"The parameter `{refusal.param}` can't be served: {refusal.reason}."
+            raise ApiError("unsupported_parameter", message, refusal.param)

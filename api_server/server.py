@@ -1,0 +1,116 @@
+"""uvicorn, told to serve this app within bounds, and to leave in good order.
+
+The first SIGTERM or SIGINT starts the drain: the listener goes on accepting, so that what is new is told 503 and not
+refused, and running requests finish. After the time limit, or at the second signal, what still runs ends with an error.
+"""
+
+import asyncio
+import functools
+import gc
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, cast
+
+import uvicorn
+from starlette.applications import Starlette
+
+from api_server.bounds import BoundedHttp
+from api_server.config import Config
+from api_server.frontend import Frontend
+
+KEEP_ALIVE_S: Final = 75  # above the idle limits of common load balancers, or they meet connections just being closed
+FAREWELL_S: Final = 2.0  # for error events and buffers to go out at the end
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def make_server(app: Starlette, **more: Any) -> "FrontendServer":
+    """The server of an app that `create_app` made; `more` is uvicorn's, for whoever runs the process."""
+    frontend: Frontend = app.state.frontend
+    return FrontendServer(uvicorn.Config(app, **(_uvicorn_settings(frontend.config) | more)), frontend)
+
+
+def _uvicorn_settings(config: Config) -> dict[str, Any]:
+    return {
+        "host": config.host,
+        "port": config.port,
+        "loop": "uvloop",
+        "http": cast(type[asyncio.Protocol], functools.partial(BoundedHttp, config)),
+        "ws": "none",
+        "lifespan": "on",
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "log_config": None,
+        "timeout_keep_alive": KEEP_ALIVE_S,
+        "timeout_graceful_shutdown": int(FAREWELL_S),
+    }
+
+
+class FrontendServer(uvicorn.Server):
+    """uvicorn.Server with a drain of its own and without uvicorn's signal handlers."""
+
+    def __init__(self, config: uvicorn.Config, frontend: Frontend) -> None:
+        super().__init__(config)
+        self._frontend = frontend
+        self._now = asyncio.Event()
+        self._draining: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        """What a signal does: the first one drains, the second ends the drain."""
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        else:
+            self._now.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what is there now stays: collections need not look at it again
+        if (descriptor := self._frontend.config.ready_fd) is not None:
+            os.write(descriptor, b"1")
+            os.close(descriptor)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    async def _drain(self) -> None:
+        config = self._frontend.config
+        self._frontend.drain.begin()
+        finished = asyncio.create_task(self._finished(config.drain_grace_s))
+        ordered = asyncio.create_task(self._now.wait())
+        limit_s = max(config.shutdown_timeout_s, config.drain_grace_s)
+        await asyncio.wait({finished, ordered}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        finished.cancel()
+        ordered.cancel()
+        running = set(self.server_state.tasks)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=FAREWELL_S)
+        self.should_exit = True
+
+    async def _finished(self, grace_s: float) -> None:
+        await asyncio.sleep(grace_s)
+        await self._frontend.drain.wait_idle()
+
+
+def serve(app: Starlette, listen_fd: int | None) -> None:
+    """Runs until a signal ends it, on an inherited socket if there is one. Exits with 3 if the address can't be had."""
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # below it tells nothing that we don't
+    make_server(app).run(None if listen_fd is None else [socket.socket(fileno=listen_fd)])

@@ -1,0 +1,171 @@
+"""From deltas to pieces of visible text: detokenising, stop strings, finish reasons, and the counts for usage.
+
+What is visible after a token depends on the tokens up to it alone, never on how they were grouped into deltas. Pure;
+knows nothing of HTTP or JSON.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from api_server.detokenize import Detokenizer
+from api_server.job import Job
+from api_server.schema.responses import PromptTokensDetails, Usage
+from api_server.stop import Hit, StopMatcher
+from protocol.messages import Delta, FinishReason, FirstToken, TokenLogprobs
+
+
+class Piece(Struct, gc=False):
+    """What one delta adds to a sequence. `index` is prompt * n + choice; `pos` counts its output tokens, these
+    included.
+
+    `texts` is what became visible with each token: joined it is the text. `offsets` is where each token begins in the
+    sequence's decoded text, in characters. `stopped` says that a stop string ended the sequence at `pos`, which the
+    engine does not know yet.
+    """
+
+    index: int
+    texts: list[str]
+    tokens: list[int]
+    pos: int
+    finish: FinishReason | None = None
+    stop_reason: str | int | None = None
+    stopped: bool = False
+    logprobs: list[TokenLogprobs] | None = None
+    offsets: list[int] | None = None
+    first: FirstToken | None = None
+
+    @property
+    def text(self) -> str:
+        return self.texts[0] if len(self.texts) == 1 else "".join(self.texts)
+
+
+class SequenceText:
+    """One sequence: its detokenizer, its stop strings, and how far it has come."""
+
+    __slots__ = ("_detokenizer", "_index", "_length", "_matcher", "_min_tokens", "_shows_end", "finished", "pos")
+
+    def __init__(
+        self, index: int, detokenizer: Detokenizer, matcher: StopMatcher | None, *, min_tokens: int, shows_end: bool
+    ) -> None:
+        """`shows_end`: the token that ends the sequence counts as text (include_stop_str_in_output)."""
+        self._index: Final = index
+        self._detokenizer: Final = detokenizer
+        self._matcher: Final = matcher
+        self._min_tokens: Final = min_tokens
+        self._shows_end: Final = shows_end
+        self._length = 0  # of the decoded text, held-back characters included
+        self.pos = 0
+        self.finished = False
+
+    def feed(self, delta: Delta) -> Piece | None:
+        """None once the sequence has finished: what comes after a stop string is nobody's."""
+        if self.finished:
+            return None
+        piece = Piece(self._index, [], delta.tokens, 0, first=delta.first, logprobs=delta.logprobs)
+        if delta.logprobs is not None:
+            piece.offsets = []
+        hit = self._decode(delta, piece)
+        piece.pos = self.pos
+        if hit is not None:
+            self._cut(piece, hit)
+        elif delta.finish is not None:
+            piece.finish = delta.finish
+            piece.stop_reason = delta.stop_token
+        self.finished = piece.finish is not None
+        return piece
+
+    def _decode(self, delta: Delta, piece: Piece) -> Hit | None:
+        """Adds the visible text of each token to `piece`, up to the stop string that is found."""
+        last = len(delta.tokens) - 1 if delta.finish is not None else -1
+        silent = last if delta.finish is FinishReason.STOP and not self._shows_end else -1
+        texts, offsets, step = piece.texts, piece.offsets, self._detokenizer.step
+        for i, token in enumerate(delta.tokens):
+            text = "" if i == silent else step(token)
+            if offsets is not None:
+                offsets.append(self._length)
+            if i == last:
+                text += self._detokenizer.flush()
+            self._length += len(text)
+            self.pos += 1
+            if self._matcher is None or self.pos <= self._min_tokens:
+                texts.append(text)
+                continue
+            shown = self._matcher.feed(text)
+            if isinstance(shown, Hit):
+                texts.append(shown.text)
+                return shown
+            texts.append(shown + self._matcher.flush() if i == last else shown)
+        if delta.finish is not None and not delta.tokens:  # told after its last token
+            texts.append((self._matcher.flush() if self._matcher else "") + self._detokenizer.flush())
+        return None
+
+    def _cut(self, piece: Piece, hit: Hit) -> None:
+        count = len(piece.texts)
+        piece.finish, piece.stop_reason, piece.stopped = FinishReason.STOP, hit.stop, True
+        piece.tokens = piece.tokens[:count]
+        piece.logprobs = piece.logprobs and piece.logprobs[:count]
+
+
+class Answer:
+    """All sequences of one request."""
+
+    def __init__(self, job: Job) -> None:
+        submission = job.submission
+        self._n: Final = submission.n
+        self._prompt_tokens: Final = sum(map(len, submission.prompts))
+        self._cached = [0] * len(submission.prompts)
+        self._sequences: Final = [
+            SequenceText(
+                prompt_index * submission.n + choice,
+                job.vocabulary.detokenizer(prompt, skip_special=job.skip_special_tokens),
+                StopMatcher(job.stop, include=job.include_stop) if job.stop else None,
+                min_tokens=submission.sampling.min_tokens,
+                shows_end=job.include_stop,
+            )
+            for prompt_index, prompt in enumerate(submission.prompts)
+            for choice in range(submission.n)
+        ]
+        self._unfinished = len(self._sequences)
+
+    @property
+    def finished(self) -> bool:
+        return self._unfinished == 0
+
+    @property
+    def usage(self) -> Usage:
+        """So far."""
+        completion = sum(sequence.pos for sequence in self._sequences)
+        return Usage(
+            self._prompt_tokens,
+            completion,
+            self._prompt_tokens + completion,
+            PromptTokensDetails(sum(self._cached)),
+        )
+
+    def feed(self, index: int, delta: Delta) -> Piece | None:
+        """What the delta adds to sequence `index`; None if that one has ended already."""
+        piece = self._sequences[index].feed(delta)
+        if piece is None:
+            return None
+        if piece.finish is not None:
+            self._unfinished -= 1
+        if piece.first is not None and index % self._n == 0:  # siblings fork from the first choice's prefill
+            self._cached[index // self._n] = piece.first.cached_tokens
+        return piece
+
+
+def join(pieces: Sequence[Piece]) -> Piece:
+    """The whole of one sequence, from its pieces in order."""
+    last = pieces[-1]
+    whole = Piece(last.index, [], [], last.pos, last.finish, last.stop_reason, first=pieces[0].first)
+    if last.logprobs is not None:
+        whole.logprobs, whole.offsets = [], []
+    for piece in pieces:
+        whole.texts += piece.texts
+        whole.tokens += piece.tokens
+        if whole.logprobs is not None and whole.offsets is not None:
+            whole.logprobs += piece.logprobs or []
+            whole.offsets += piece.offsets or []
+    return whole

@@ -1,0 +1,162 @@
+"""From settings to processes: which commands run, in which environment, on which sockets."""
+
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from deploy.children import ChildSpec
+from deploy.options import BUILT_IN_MODEL
+from deploy.settings import Settings, UsageError
+from deploy.sockets import ENGINE_SOCKET, listen, run_folder
+from deploy.supervisor import Plan
+from protocol.channel import BadEndpoint, check_endpoint
+
+ENGINE_COMMAND: Final = (sys.executable, "-m", "engine_core")
+API_COMMAND: Final = (sys.executable, "-m", "api_server")
+CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+
+
+@contextmanager
+def prepared(settings: Settings, environ: Mapping[str, str], version: str) -> Iterator[Plan]:
+    """The plan of the command, with its socket and folder for as long as it runs. Raises UsageError or CannotStart."""
+    _check_endpoints(settings)
+    with ExitStack() as stack:
+        match settings.command:
+            case "serve":
+                listener = stack.enter_context(_listener(settings, settings.integer("port")))
+                folder = stack.enter_context(run_folder(settings.get("run-dir"), environ))
+                endpoint = f"ipc://{folder / ENGINE_SOCKET}"
+                yield _serve(settings, environ, version, listener, folder, endpoint)
+            case "engine":
+                folder = stack.enter_context(run_folder(settings.get("run-dir"), environ))
+                health = settings.get("health-port")
+                socket = None if health is None else stack.enter_context(_listener(settings, int(health)))
+                yield _engine_only(settings, environ, version, folder, socket)
+            case _:
+                listener = stack.enter_context(_listener(settings, settings.integer("port")))
+                yield _api_only(settings, environ, version, listener)
+
+
+def _serve(
+    settings: Settings, environ: Mapping[str, str], version: str, listener: socket.socket, folder: Path, endpoint: str
+) -> Plan:
+    return Plan(
+        banner=f"tokenwire {version} serves {_name(settings)} at {_url(listener)}",
+        engine=_engine(settings, environ, endpoint, folder),
+        frontends=_frontends(settings, environ, listener, endpoint),
+        frontend_limit_s=max(settings.seconds("shutdown-timeout"), settings.seconds("drain-grace")),
+    )
+
+
+def _engine_only(
+    settings: Settings, environ: Mapping[str, str], version: str, folder: Path, health: socket.socket | None
+) -> Plan:
+    endpoint = settings["listen"]
+    probes: tuple[ChildSpec, ...] = ()
+    if health is not None:
+        variables = settings.variables_for("api") | {
+            "TOKENWIRE_ENGINE": endpoint,
+            "TOKENWIRE_LISTEN_FD": str(health.fileno()),
+            "TOKENWIRE_HEALTH_ONLY": "true",
+        }
+        probes = (ChildSpec("health frontend", API_COMMAND, variables, (health.fileno(),), environ),)
+    told = "" if health is None else f", health at {_url(health)}"
+    return Plan(
+        banner=f"tokenwire {version} runs an engine core of {_name(settings)} at {endpoint}{told}",
+        engine=_engine(settings, environ, endpoint, folder),
+        frontends=probes,
+        first_epoch=int(time.time() * 1000),  # frontends elsewhere may remember an earlier life of this endpoint
+        frontend_limit_s=0.0,
+        engine_limit_s=settings.seconds("shutdown-timeout"),
+    )
+
+
+def _api_only(settings: Settings, environ: Mapping[str, str], version: str, listener: socket.socket) -> Plan:
+    endpoint = settings["engine"]
+    return Plan(
+        banner=f"tokenwire {version} serves the engine at {endpoint} at {_url(listener)}",
+        frontends=_frontends(settings, environ, listener, endpoint),
+        frontend_limit_s=max(settings.seconds("shutdown-timeout"), settings.seconds("drain-grace")),
+    )
+
+
+def _engine(settings: Settings, environ: Mapping[str, str], endpoint: str, folder: Path) -> ChildSpec:
+    variables = settings.variables_for("engine") | {
+        "TOKENWIRE_LISTEN": endpoint,
+        "TOKENWIRE_RUN_DIR": str(folder),
+    }
+    return ChildSpec("engine core", ENGINE_COMMAND, variables, environ=thread_defaults() | dict(environ))
+
+
+def _frontends(
+    settings: Settings, environ: Mapping[str, str], listener: socket.socket, endpoint: str
+) -> tuple[ChildSpec, ...]:
+    variables = settings.variables_for("api") | {
+        "TOKENWIRE_ENGINE": endpoint,
+        "TOKENWIRE_LISTEN_FD": str(listener.fileno()),
+    }
+    count = settings.integer("api-workers")
+    names = (f"frontend {slot + 1}" if count > 1 else "frontend" for slot in range(count))
+    return tuple(ChildSpec(name, API_COMMAND, variables, (listener.fileno(),), environ) for name in names)
+
+
+def _name(settings: Settings) -> str:
+    return settings.get("served-model-name") or settings["model"] or BUILT_IN_MODEL
+
+
+def _listener(settings: Settings, port: int) -> socket.socket:
+    stall = settings.get("stall-timeout")
+    return listen(settings["host"], port, 60.0 if stall is None else float(stall))
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _check_endpoints(settings: Settings) -> None:
+    flag = {"engine": "listen", "api": "engine"}.get(settings.command)
+    if flag is None:
+        return
+    try:
+        check_endpoint(settings[flag], insecure_tcp=settings["insecure-tcp"] == "true")
+    except BadEndpoint as error:
+        raise UsageError(f"--{flag}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------- threads
+
+
+def thread_defaults() -> dict[str, str]:
+    """Threads and memory of the engine, unless the user's environment says otherwise. They are read when a process
+    starts, so only its parent can set them.
+
+    A core stays free for the frontend; where there is none, waiting threads sleep, because spinning ones collapse under
+    contention. Large pages and rare trimming gave 5-10 % on CPU; glibc takes no mmap threshold above 32 MiB.
+    """
+    cores = usable_cores()
+    threads = max(1, cores - 1)
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        **({"OMP_WAIT_POLICY": "PASSIVE"} if threads == cores else {}),
+        "THP_MEM_ALLOC_ENABLE": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, and a container's quota where one is set."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, _, period = CPU_QUOTA.read_text().strip().partition(" ")
+        return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError, ZeroDivisionError):
+        return cores

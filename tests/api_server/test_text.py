@@ -1,0 +1,184 @@
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api_server.text import Answer, Piece, join
+from protocol.messages import Delta, FinishReason, FirstToken, TokenLogprobs
+from tests.api_server.vocabularies import byte_level, deltas, job
+
+TOKENIZER = byte_level()
+END = TOKENIZER.token_to_id("<|end|>")
+
+
+def encode(text: str) -> list[int]:
+    return list(TOKENIZER.encode(text, add_special_tokens=False).ids)
+
+
+def pieces_of(parts: Sequence[Delta], **options: object) -> list[Piece]:
+    answer = Answer(job(TOKENIZER, **options))
+    found = [answer.feed(0, part) for part in parts]
+    return [piece for piece in found if piece is not None]
+
+
+def whole(
+    tokens: Sequence[int],
+    cuts: Sequence[int] = (),
+    finish: FinishReason = FinishReason.LENGTH,
+    **options: object,
+) -> Piece:
+    return join(pieces_of(deltas(tokens, cuts, finish), **options))
+
+
+def test_text_tokens_and_position() -> None:
+    tokens = encode("Hello world")
+    piece = whole(tokens)
+    assert (piece.text, piece.tokens, piece.pos) == ("Hello world", tokens, len(tokens))
+    assert piece.finish is FinishReason.LENGTH
+    assert piece.stop_reason is None
+
+
+def test_the_end_of_sequence_is_a_token_without_text() -> None:
+    tokens = [*encode("the end"), END]
+    piece = whole(tokens, finish=FinishReason.STOP, skip_special_tokens=False)
+    assert (piece.text, piece.pos, piece.finish) == ("the end", len(tokens), FinishReason.STOP)
+    assert piece.tokens[-1] == END
+    assert len(piece.texts) == len(tokens)
+
+
+def test_the_end_of_sequence_is_text_if_stops_are_to_be_included() -> None:
+    tokens = [*encode("the end"), END]
+    shown = whole(tokens, finish=FinishReason.STOP, skip_special_tokens=False, include_stop=True)
+    assert shown.text == "the end<|end|>"
+    assert whole(tokens, finish=FinishReason.STOP, include_stop=True).text == "the end"
+
+
+def test_a_stop_token_is_the_reason() -> None:
+    tokens = encode("the end")
+    parts = deltas(tokens, finish=FinishReason.STOP)
+    parts[-1].stop_token = tokens[-1]
+    piece = pieces_of(parts)[-1]
+    assert piece.stop_reason == tokens[-1]
+    assert piece.text == TOKENIZER.decode(tokens[:-1])
+
+
+def test_a_stop_string_cuts_text_tokens_and_position() -> None:
+    tokens = encode("Hello world, how are you")
+    through = next(i for i in range(len(tokens)) if "how" in TOKENIZER.decode(tokens[: i + 1])) + 1
+    piece = whole(tokens, stop=("how",))
+    assert (piece.text, piece.stop_reason) == ("Hello world, ", "how")
+    assert (piece.tokens, piece.pos) == (tokens[:through], through)
+    assert whole(tokens, stop=("how",), include_stop=True).text == "Hello world, how"
+
+
+def test_a_stop_string_is_told_where_it_is_found_and_nothing_comes_after() -> None:
+    answer = Answer(job(TOKENIZER, stop=("world",)))
+    first, second, third = deltas(encode("Hello world, how are you today"), [3, 6])
+    found = [answer.feed(0, part) for part in (first, second, third)]
+    stopped = [piece for piece in found if piece is not None and piece.stopped]
+    assert len(stopped) == 1
+    assert answer.finished
+    assert answer.usage.completion_tokens == stopped[0].pos
+    assert answer.feed(0, third) is None
+
+
+def test_a_stop_string_beats_the_length_it_came_with() -> None:
+    piece = whole(encode("the end"), stop=("end",), finish=FinishReason.LENGTH)
+    assert (piece.finish, piece.stop_reason, piece.text) == (FinishReason.STOP, "end", "the ")
+
+
+def test_stop_strings_are_not_looked_for_within_min_tokens() -> None:
+    tokens = encode("end the end")
+    piece = whole(tokens, stop=("end",), min_tokens=len(encode("end")))
+    assert piece.text == "end the "
+
+
+def test_what_is_held_back_comes_with_the_last_token() -> None:
+    pieces = pieces_of(deltas(encode("the en"), range(10), FinishReason.LENGTH), stop=("end",))
+    assert pieces[-1].finish is FinishReason.LENGTH
+    assert "".join(piece.text for piece in pieces) == "the en"
+
+
+def test_an_unfinished_character_comes_with_the_last_token() -> None:
+    tokens = encode("a𝄞")[:-1]
+    pieces = pieces_of(deltas(tokens, range(10), FinishReason.LENGTH))
+    assert [piece.text for piece in pieces][-1] == "\ufffd"
+
+
+def test_a_finish_that_comes_alone_frees_what_was_held_back() -> None:
+    parts = [*deltas(encode("the en")), Delta(0, len(encode("the en")), [], FinishReason.LENGTH)]
+    assert join(pieces_of(parts, stop=("end",))).text == "the en"
+
+
+def test_offsets_are_where_tokens_begin() -> None:
+    tokens = encode("Hello 𝄞 world")
+    entries = [TokenLogprobs(-0.5, [token], [-0.5]) for token in tokens]
+    piece = join(pieces_of(deltas(tokens, [2, 5], FinishReason.LENGTH, entries)))
+    assert piece.logprobs == entries
+    assert piece.offsets is not None
+    for offset, token in zip(piece.offsets, tokens, strict=True):
+        own = TOKENIZER.decode([token])
+        assert "\ufffd" in own or piece.text[offset:].startswith(own)
+
+
+def test_logprobs_end_with_the_tokens() -> None:
+    tokens = encode("Hello world, how are you")
+    entries = [TokenLogprobs(-1.0, [token], [-1.0]) for token in tokens]
+    piece = join(pieces_of(deltas(tokens, (), None, entries), stop=("how",)))
+    assert piece.logprobs == entries[: piece.pos]
+    assert piece.offsets is not None
+    assert len(piece.offsets) == piece.pos
+
+
+def test_usage_counts_prompts_once_and_cached_tokens_of_first_choices() -> None:
+    answer = Answer(job(TOKENIZER, prompts=[[1, 2, 3], [4]], n=2))
+    for index, cached in enumerate([2, 99, 0, 99]):
+        answer.feed(index, Delta(index, 0, [7, 8], FinishReason.LENGTH, first=FirstToken(0.0, 0.0, cached)))
+    usage = answer.usage
+    assert answer.finished
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (4, 8, 12)
+    assert usage.prompt_tokens_details.cached_tokens == 2
+
+
+vocabulary = st.integers(0, TOKENIZER.get_vocab_size() - 1)
+words = st.sampled_from(["Hello", " world", "en", "end", "d", "aab", "a", "𝄞", "👩‍👩‍👧", "é", "\n", "�"]).map(encode)
+outputs = st.lists(words | st.lists(vocabulary, max_size=3), max_size=12).map(
+    lambda parts: [t for p in parts for t in p]
+)
+stops = st.lists(st.sampled_from(["end", "d\n", "aab", "👩‍👩", "\ufffd", " world", "é"]), max_size=4, unique=True).map(
+    tuple
+)
+
+
+@given(
+    outputs.filter(bool),
+    st.lists(st.integers(0, 40), max_size=20),
+    stops,
+    st.booleans(),
+    st.integers(0, 4),
+    st.sampled_from(list(FinishReason)),
+)
+def test_any_split_gives_the_same_text_and_the_same_cut(
+    tokens: list[int], cuts: list[int], stop: tuple[str, ...], include: bool, min_tokens: int, finish: FinishReason
+) -> None:
+    options: dict[str, object] = {"stop": stop, "include_stop": include, "min_tokens": min_tokens}
+    at_once = whole(tokens, (), finish, **options)
+    split = whole(tokens, cuts, finish, **options)
+    one_by_one = whole(tokens, range(len(tokens)), finish, **options)
+    for other in (split, one_by_one):
+        assert (other.text, other.texts, other.tokens) == (at_once.text, at_once.texts, at_once.tokens)
+        assert (other.pos, other.finish, other.stop_reason) == (at_once.pos, at_once.finish, at_once.stop_reason)
+
+
+@given(outputs.filter(bool), stops.filter(bool))
+def test_a_stop_string_never_shows(tokens: list[int], stop: tuple[str, ...]) -> None:
+    text = whole(tokens, range(len(tokens)), stop=stop).text
+    assert not any(one in text for one in stop)
+
+
+@pytest.mark.parametrize("end", range(1, 6))
+def test_what_is_visible_is_a_prefix_of_what_will_be(end: int) -> None:
+    tokens = encode("a𝄞 the end")
+    early = join(pieces_of(deltas(tokens[:end]), stop=("end",))).text
+    assert whole(tokens, stop=("end",)).text.startswith(early)
