@@ -111,11 +111,11 @@ class Scheduler:
         batch = Batch()
         budget = self.max_num_batched_tokens
         preempted = self.counters.preemptions
-        for decodes in (True, False):
-            for request in list(self.running):
-                # An earlier turn of this loop may have preempted it.
-                if request.decoding is decodes and request.slot != NO_SLOT and not request.ended and budget:
-                    budget -= self._grow(request, budget, batch)
+        decodes = [request for request in self.running if request.decoding]
+        prefills = [request for request in self.running if not request.decoding]
+        for request in (*decodes, *prefills):
+            if budget and request.slot != NO_SLOT:  # an earlier turn may have preempted it
+                budget -= self._grow(request, budget, batch)
         if self.counters.preemptions == preempted:
             self._admit(budget, batch, now_s)
         return batch if batch.rows else None
@@ -141,26 +141,26 @@ class Scheduler:
     def _grow(self, request: Request, budget: int, batch: Batch) -> int:
         """Gives a running request its next tokens and the blocks for them, preempting the last comer where it must.
         Returns how many tokens it got."""
-        if request.in_flight:
+        if request.in_flight or request.ended:
             return 0
         tokens = min(request.pending, budget)
-        while self._lacking(request, tokens) > self.pool.available:
+        while (lacking := self._lacking(request, tokens)) > self.pool.available:
             # Those in flight, in this very batch among them, keep their blocks. The request itself is a candidate.
             victim = max((other for other in self.running if not other.in_flight), key=_rank)
             self._preempt(victim)
             if victim is request:
                 return 0
-        self._put(request, tokens, batch)
+        self._put(request, tokens, lacking, batch)
         return tokens
 
     def _admit(self, budget: int, batch: Batch, now_s: float) -> None:
         """Takes in waiting requests in order, as long as each has room for all of its tokens so far."""
+        if not self.waiting or not budget or not self._free_slots:
+            return
         # Blocks that running prefills still have to come, and one for each sequence to grow into: whoever comes in
         # without them is the next to be thrown out.
         reserved = sum(max(1, self._lacking(request, request.pending)) for request in self.running)
         for request in list(self.waiting):
-            if not budget or not self._free_slots:
-                return
             if self._follows(request):
                 continue
             shared = self._match(request)
@@ -170,8 +170,10 @@ class Scheduler:
                 return
             self._start(request, shared, batch, now_s)
             tokens = min(request.pending, budget)
-            self._put(request, tokens, batch)
+            self._put(request, tokens, self._lacking(request, tokens), batch)
             budget -= tokens
+            if not budget or not self._free_slots:
+                return
             reserved += max(1, self._lacking(request, request.pending))
 
     def _follows(self, request: Request) -> bool:
@@ -210,9 +212,10 @@ class Scheduler:
             request.cached = min(request.computed, request.prompt_len)
             request.first_scheduled_s = now_s
 
-    def _put(self, request: Request, tokens: int, batch: Batch) -> None:
-        """Into the batch with its next tokens, which are in flight from here on. The blocks are there."""
-        request.blocks += self.pool.allocate(self._lacking(request, tokens))
+    def _put(self, request: Request, tokens: int, lacking: int, batch: Batch) -> None:
+        """Into the batch with its next tokens, which are in flight from here on. The blocks it lacks are there."""
+        if lacking:
+            request.blocks += self.pool.allocate(lacking)
         batch.rows.append(Row(request, request.computed, tokens, samples=tokens == request.pending))
         request.computed += tokens
         request.in_flight += 1

@@ -48,7 +48,7 @@ class Serving:
             max_num_batched_tokens=max_num_batched_tokens,
             eos_token_ids=[],
         )
-        sampler = Sampler(adapter.vocab_size, max_num_seqs, [], CPU)
+        sampler = Sampler(adapter.vocab_size, max_num_seqs, [], adapter.device)
         self.runner = ModelRunner(adapter, cache, sampler, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
         self.steps = 0
 
@@ -68,9 +68,12 @@ class Serving:
 
 
 def adapt(model: PreTrainedModel, max_model_len: int) -> ModelAdapter:
+    """The model where it lies, in the type that it has."""
     settle_model(model)
-    dtype = next(model.parameters()).dtype
-    return ModelAdapter(LoadedModel(model, model.config, ModelSource("test"), dtype, CPU), max_model_len)
+    weight = next(model.parameters())
+    return ModelAdapter(
+        LoadedModel(model, model.config, ModelSource("test"), weight.dtype, weight.device), max_model_len
+    )
 
 
 def greedy(prompt: Sequence[int], max_tokens: int, handle: int = 0) -> Request:
