@@ -14,6 +14,9 @@ from types import FrameType  # noqa: E402
 from typing import Final  # noqa: E402
 
 from engine_core.config import BadSetting, from_environ  # noqa: E402
+from engine_core.errors import CannotStart  # noqa: E402
+from engine_core.model.source import resolve  # noqa: E402
+from engine_core.tiny import MODEL_PATH  # noqa: E402
 from protocol.channel import BadEndpoint, EndpointInUse, EngineChannel, check_endpoint  # noqa: E402
 from protocol.logs import set_up_logging  # noqa: E402
 
@@ -38,13 +41,13 @@ def main() -> int:
         print(f"tokenwire: {error}", file=sys.stderr)
         return EXIT_CANNOT_START
 
-    # The endpoint is ours; only now the slow part.
-    from engine_core.assembly import announce_ready, make_core
-    from engine_core.errors import CannotStart
-
     with channel:
         try:
-            core = make_core(config, channel)
+            model = config.model or str(MODEL_PATH)
+            source = resolve(model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+            from engine_core.assembly import announce_ready, make_core  # the endpoint is ours; only now the slow part
+
+            core = make_core(config, source, channel)
         except CannotStart as error:
             print(f"tokenwire: {error}", file=sys.stderr)
             return EXIT_CANNOT_START

@@ -17,11 +17,12 @@ from engine_core.model import loader
 from engine_core.model.adapter import ModelAdapter
 from engine_core.model.card import build_card, load_tokenizer
 from engine_core.model.context import max_model_len
+from engine_core.model.source import ModelSource
 from engine_core.runner import ModelRunner, Pending
 from engine_core.sampler import Sampler
 from engine_core.scheduler import Scheduler
 from engine_core.stats import Stats
-from engine_core.tiny import MODEL_NAME, MODEL_PATH
+from engine_core.tiny import MODEL_NAME
 from protocol.channel import EngineChannel
 from protocol.messages import PROTOCOL_VERSION, Limits, ModelCard, Welcome
 
@@ -31,11 +32,8 @@ BATCHED_TOKENS: Final = {"cpu": 2048, "cuda": 8192}
 REHEARSAL_TOKENS: Final = 64
 
 
-def load_model(config: Config) -> tuple[ModelAdapter, ModelCard]:
+def load_model(config: Config, source: ModelSource) -> tuple[ModelAdapter, ModelCard]:
     """Raises CannotStart."""
-    source = loader.resolve(
-        config.model or str(MODEL_PATH), revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
     architecture = loader.load_config(source)
     device = loader.pick_device(config.device)
     dtype = loader.pick_dtype(config.dtype, architecture, device)
@@ -76,9 +74,9 @@ def make_cache(config: Config, adapter: ModelAdapter, max_step_tokens: int) -> K
     return cache
 
 
-def make_core(config: Config, channel: EngineChannel) -> EngineCore[Pending]:
+def make_core(config: Config, source: ModelSource, channel: EngineChannel) -> EngineCore[Pending]:
     """Loads everything. Raises CannotStart."""
-    adapter, card = load_model(config)
+    adapter, card = load_model(config, source)
     max_step_tokens = config.max_num_batched_tokens or BATCHED_TOKENS[adapter.device.type]
     if max_step_tokens < config.max_num_seqs:
         raise CannotStart(

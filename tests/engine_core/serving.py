@@ -10,8 +10,9 @@ from engine_core.cache.blocks import BlockPool
 from engine_core.cache.kv import KVCache
 from engine_core.cache.prefix import PrefixIndex
 from engine_core.model.adapter import ModelAdapter
-from engine_core.model.loader import LoadedModel, ModelSource
+from engine_core.model.loader import LoadedModel
 from engine_core.model.quirks import settle_model
+from engine_core.model.source import ModelSource
 from engine_core.request import Request
 from engine_core.runner import ModelRunner
 from engine_core.sampler import Sampler

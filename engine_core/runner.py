@@ -1,0 +1,88 @@
+"""Runs batches: inputs, model, sampler. The only part of the engine that knows all three."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from engine_core.batch import Batch
+from engine_core.cache.kv import KVCache
+from engine_core.inputs import InputBuilder
+from engine_core.model.adapter import ModelAdapter
+from engine_core.request import Request
+from engine_core.sampler import SampledTokens
+from engine_core.scheduler import Sampled
+from protocol.messages import TokenLogprobs
+
+
+class TokenSampler(Protocol):
+    """Chooses the next tokens [R] from logits [R, vocab_size]; keeps parameters per slot."""
+
+    def admit(self, request: Request) -> None: ...
+
+    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> SampledTokens: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A step on its way through the device. `tokens` [R] is on the host and valid once `done` has happened."""
+
+    tokens: torch.Tensor
+    logprobs: Sequence[TokenLogprobs | None] | None
+    done: torch.cuda.Event | None
+
+
+class ModelRunner:
+    """Owned by one thread. A step may be launched while the one before is not collected: its tokens stay on the device,
+    and a row whose last token the host lacks takes it from there."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        cache: KVCache,
+        sampler: TokenSampler,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+    ) -> None:
+        self._adapter = adapter
+        self._cache = cache
+        self._sampler = sampler
+        self._inputs = InputBuilder(max_num_seqs, max_model_len, cache.block_size, adapter.device)
+        self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=adapter.device)
+
+    def launch(self, batch: Batch) -> Pending:
+        """Starts the step, and on the CPU finishes it. The batch must not be empty."""
+        with torch.inference_mode():
+            for request in batch.admitted:
+                self._sampler.admit(request)
+            step = self._inputs.build(batch)
+            ids = step.input_ids
+            if step.late is not None:
+                ids[step.late.at] = self._last_tokens[step.late.slots]
+            logits = self._adapter.forward(ids, step.plan, step.logits_rows, self._cache.backend, self._cache.layers)
+            requests = batch.sampling
+            if not requests:
+                return Pending(step.logits_rows.new_empty(0, device="cpu"), None, None)
+            sampled = self._sampler.sample(logits, requests)
+            self._last_tokens[step.slots] = sampled.tokens
+            return _to_host(sampled)
+
+    def collect(self, pending: Pending) -> list[Sampled]:
+        """Waits for the step. One entry per request of its batch's `sampling`, in order."""
+        if pending.done is not None:
+            pending.done.synchronize()
+        tokens: list[int] = pending.tokens.tolist()
+        logprobs = pending.logprobs if pending.logprobs is not None else [None] * len(tokens)
+        return [Sampled(token, entry) for token, entry in zip(tokens, logprobs, strict=True)]
+
+
+def _to_host(sampled: SampledTokens) -> Pending:
+    """Starts the copy without waiting for it."""
+    if sampled.tokens.device.type != "cuda":
+        return Pending(sampled.tokens, sampled.logprobs, None)
+    host = torch.empty(sampled.tokens.shape, dtype=sampled.tokens.dtype, pin_memory=True)
+    host.copy_(sampled.tokens, non_blocking=True)
+    done = torch.cuda.current_stream(sampled.tokens.device).record_event()
+    return Pending(host, sampled.logprobs, done)
