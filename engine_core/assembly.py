@@ -19,7 +19,7 @@ from engine_core.model.card import build_card, load_tokenizer
 from engine_core.model.context import max_model_len
 from engine_core.model.source import ModelSource
 from engine_core.runner import ModelRunner, Pending
-from engine_core.sampler import Sampler
+from engine_core.sampling.sampler import Sampler
 from engine_core.scheduler import Scheduler
 from engine_core.stats import Stats
 from engine_core.tiny import MODEL_NAME

@@ -11,7 +11,7 @@ from engine_core.cache.kv import KVCache
 from engine_core.inputs import InputBuilder
 from engine_core.model.adapter import ModelAdapter
 from engine_core.request import Request
-from engine_core.sampler import SampledTokens
+from engine_core.sampling.sampler import SampledTokens
 from engine_core.scheduler import Sampled
 from protocol.messages import TokenLogprobs
 

@@ -16,7 +16,7 @@ from engine_core.model.quirks import settle_model
 from engine_core.model.source import ModelSource
 from engine_core.request import Request
 from engine_core.runner import ModelRunner, Pending
-from engine_core.sampler import SampledTokens
+from engine_core.sampling.sampler import SampledTokens
 from protocol.sampling import SamplingParams
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from engine_core.model.quirks import settle_model
 from engine_core.model.source import ModelSource
 from engine_core.request import Request
 from engine_core.runner import ModelRunner
-from engine_core.sampler import Sampler
+from engine_core.sampling.sampler import Sampler
 from engine_core.scheduler import Scheduler
 from protocol.sampling import SamplingParams
 from tests.engine_core.paged_memory import check_invariants

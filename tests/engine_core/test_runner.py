@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine_core.sampler import Sampler
+from engine_core.sampling.sampler import Sampler
 from tests.engine_core.architectures import VOCAB, build, config_of
 from tests.engine_core.driver import BACKENDS, CPU, Engine, make_request
 

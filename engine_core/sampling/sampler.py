@@ -1,0 +1,211 @@
+"""Chooses the next token of every row of logits, each by its own request's parameters.
+
+A token is a function of its request alone: seed, choice, position and logits give the same token among any neighbours,
+in any row of the batch, after a preemption or in another process. Order of events, as vLLM's: fp32; allowed ids, bias,
+bad words, min_tokens; penalties; greedy rows take the highest, the lowest id among equals; the others draw
+(engine_core.sampling.draw).
+
+Rows whose logits are no distribution do no harm to others, and give a token: NaN counts as -inf; +inf is certain; if
+nothing is left, because a request forbade every token, the model's likeliest among the allowed ids; and if the logits
+themselves hold nothing, the end of the sequence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine_core.request import Request
+from engine_core.sampling import noise
+from engine_core.sampling.candidates import padded
+from engine_core.sampling.draw import COLDEST, Draws, draw
+from engine_core.sampling.edits import LogitEdits, edits
+from engine_core.sampling.logprobs import token_logprobs
+from engine_core.sampling.penalties import Penalties
+from protocol.messages import TokenLogprobs
+from protocol.sampling import SamplingParams
+
+
+class Trait(IntFlag):
+    """What a request needs beyond the highest logit."""
+
+    RANDOM = 1
+    EDITED = 2
+    PENALIZED = 4
+    LOGPROBS = 8
+
+
+@dataclass(slots=True)
+class SampledTokens:
+    """One step's tokens, in the order of the requests."""
+
+    tokens: torch.Tensor  # [R] int64, on the device
+    logprobs: list[TokenLogprobs | None] | None  # None if no request asked
+
+
+class Sampler:
+    """Parameters lie in arrays indexed by slot, filled once per request; a step picks its rows out of them."""
+
+    def __init__(self, vocab_size: int, max_num_seqs: int, eos_token_ids: Sequence[int], device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._device = device
+
+        self._special: set[int] = set()  # slots with any trait; while it is empty a step is one argmax
+        self._traits = np.zeros(max_num_seqs, np.uint8)
+        self._coldness = np.ones(max_num_seqs, np.float32)
+        self._top_k = np.zeros(max_num_seqs, np.int64)
+        self._top_p = np.ones(max_num_seqs, np.float64)
+        self._min_p = np.zeros(max_num_seqs, np.float64)
+        self._streams = np.zeros(max_num_seqs, np.uint64)
+        self._edits: dict[int, LogitEdits] = {}  # by slot
+        self._penalties = Penalties()
+
+        # Kept for good: at 152k columns a step would spend more time on page faults than on sampling. Not touched, and
+        # so not in memory, before a step needs as many rows.
+        shape = (max_num_seqs, padded(vocab_size))
+        self._scores = torch.empty(shape, dtype=torch.float32, device=device)
+        self._room = torch.empty(shape, dtype=torch.float32, device=device)
+
+    def admit(self, request: Request) -> None:
+        """The request has just got its slot: whatever the slot held before is forgotten."""
+        slot, sampling = request.slot, request.sampling
+        traits = traits_of(sampling)
+        self._traits[slot] = traits
+        if traits:
+            self._special.add(slot)
+        else:
+            self._special.discard(slot)
+        self._penalties.admit(request)
+        self._edits.pop(slot, None)
+        if traits & Trait.EDITED:
+            self._edits[slot] = LogitEdits.of(sampling, self._eos_token_ids, self._device)
+        if traits & Trait.RANDOM:
+            self._coldness[slot] = 1.0 / max(sampling.temperature, COLDEST)
+            self._top_k[slot] = sampling.top_k if sampling.top_k < self._vocab_size else 0
+            self._top_p[slot] = sampling.top_p
+            self._min_p[slot] = sampling.min_p
+            self._streams[slot] = noise.stream(request.seed, request.choice)
+
+    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> SampledTokens:
+        """The next token of each request. Logits [R, V] of any float type, unchanged on return; row i is for request i,
+        whose `tokens` are all that precedes the token."""
+        logits = logits.detach()
+        if not self._special:
+            tokens, peaks = highest(logits if logits.dtype == torch.float32 else self._copied(logits))
+            if bool(peaks.isfinite().all()):
+                return SampledTokens(tokens, None)
+
+        slots = np.fromiter((request.slot for request in requests), np.int64, len(requests))
+        traits = self._traits[slots]
+        scores = self._copied(logits)
+        for row in np.flatnonzero(traits & Trait.EDITED).tolist():
+            self._edits[requests[row].slot].apply(scores[row, : self._vocab_size], requests[row])
+        if penalized := np.flatnonzero(traits & Trait.PENALIZED).tolist():
+            self._penalties.apply(scores, penalized, [requests[row] for row in penalized])
+        tokens, peaks = highest(scores)
+        certain = self._mend(scores, tokens, peaks, logits, requests)
+        if len(rows := np.flatnonzero((traits & Trait.RANDOM).astype(np.bool_) & ~certain)):
+            self._draw(scores, tokens, peaks, rows, slots[rows], requests)
+        asking = np.flatnonzero(traits & Trait.LOGPROBS).tolist()
+        if not asking:
+            return SampledTokens(tokens, None)
+        tops = [requests[row].sampling.logprobs or 0 for row in asking]
+        if len(asking) == len(requests):
+            return SampledTokens(tokens, [*self.logprobs(logits, tokens, tops)])
+        logprobs: list[TokenLogprobs | None] = [None] * len(requests)
+        for row, entry in zip(asking, self.logprobs(logits[asking], tokens[asking], tops), strict=True):
+            logprobs[row] = entry
+        return SampledTokens(tokens, logprobs)
+
+    def logprobs(self, logits: torch.Tensor, tokens: torch.Tensor, tops: Sequence[int]) -> list[TokenLogprobs]:
+        """Of any positions, a prompt's too: `tokens[i]` and the `tops[i]` likeliest under `logits[i]`, as the model
+        gave them. Logits [n, V] of any float type, tokens [n] int64."""
+        found: list[TokenLogprobs] = []
+        step = len(self._scores)
+        for start in range(0, len(logits), step):
+            some = slice(start, start + step)
+            scores = self._copied(logits[some].detach())
+            found += token_logprobs(scores, tokens[some], tops[some], self._room[: len(scores)])
+        return found
+
+    def _copied(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits as fp32 [R, W] that may be written to: as wide as BLOCK wants it, -inf beyond the vocabulary."""
+        scores = self._scores[: len(logits)]
+        scores[:, : self._vocab_size].copy_(logits)
+        scores[:, self._vocab_size :].fill_(-torch.inf)
+        return scores
+
+    def _mend(
+        self,
+        scores: torch.Tensor,
+        tokens: torch.Tensor,
+        peaks: torch.Tensor,
+        logits: torch.Tensor,
+        requests: Sequence[Request],
+    ) -> NDArray[np.bool_]:
+        """Puts rows that are no distribution right, in place. Returns which rows [R] hold their final token already."""
+        certain: NDArray[np.bool_] = ~peaks.isfinite().cpu().numpy()
+        for row in np.flatnonzero(certain).tolist():
+            scores[row] = without_nan(scores[row])
+            tokens[row], peaks[row] = scores[row].argmax(), scores[row].amax()
+            if bool(peaks[row].isneginf()):
+                tokens[row] = self._last_resort(without_nan(logits[row].float()), requests[row])
+            certain[row] = not bool(peaks[row].isfinite())
+        return certain
+
+    def _last_resort(self, logits: torch.Tensor, request: Request) -> int:
+        """The token where a request's edits, or the model, left none. Logits [V] fp32 as they came."""
+        allowed = request.sampling.allowed_token_ids or range(self._vocab_size)
+        ids = torch.tensor(allowed, device=logits.device)
+        if not bool(logits[ids].isneginf().all()):
+            return int(ids[logits[ids].argmax()])
+        return self._eos_token_ids[0] if self._eos_token_ids else 0
+
+    def _draw(
+        self,
+        scores: torch.Tensor,
+        tokens: torch.Tensor,
+        peaks: torch.Tensor,
+        rows: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        requests: Sequence[Request],
+    ) -> None:
+        """Replaces the tokens of `rows` by drawn ones."""
+        positions = np.fromiter((requests[row].out_len for row in rows), np.uint64, len(rows))
+        uniform = noise.uniform(self._streams[slots], positions)
+        index = torch.from_numpy(rows).to(self._device)
+        draws = Draws(
+            index,
+            peaks[index],
+            torch.from_numpy(self._coldness[slots]).to(self._device),
+            torch.from_numpy(self._top_k[slots]).to(self._device),
+            torch.from_numpy(self._top_p[slots]).to(self._device),
+            torch.from_numpy(self._min_p[slots]).to(self._device),
+            torch.from_numpy(uniform).to(self._device),
+        )
+        tokens[index] = draw(scores, draws, self._room[: len(scores)])
+
+
+def traits_of(sampling: SamplingParams) -> int:
+    return (
+        (0 if sampling.greedy else Trait.RANDOM)
+        | (Trait.EDITED if edits(sampling) else 0)
+        | (Trait.PENALIZED if sampling.penalized else 0)
+        | (0 if sampling.logprobs is None else Trait.LOGPROBS)
+    )
+
+
+def highest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first of each row's highest values: index [R] and value [R]; NaN counts as above all. On a CPU NumPy takes a
+    twelfth of the time of torch's argmax, which is not vectorised."""
+    index = torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(-1)
+    return index, scores.gather(-1, index[:, None])[:, 0]
+
+
+def without_nan(row: torch.Tensor) -> torch.Tensor:
+    """NaN becomes -inf, infinities stay."""
+    return row.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
