@@ -15,6 +15,7 @@ from api_server.errors import ApiError
 from api_server.stream import Stream, Submission
 from protocol import messages as wire
 from protocol.channel import ClientChannel, Link
+from protocol.metrics import EngineMetrics
 
 logger: Final = logging.getLogger("tokenwire.engine_client")
 
@@ -31,13 +32,14 @@ class EngineClient:
         self.card: wire.ModelCard | None = None
         self.limits: wire.Limits | None = None
         self.load = wire.Load()
-        self.metrics_text = b""
+        self.metrics = EngineMetrics()
         self._endpoint = endpoint
         self._frontend = secrets.token_bytes(16)
         self._channel: ClientChannel | None = None
         self._watched: tuple[int, ...] = ()
         self._ticker: asyncio.TimerHandle | None = None
         self._linked = False
+        self._foreign = False  # it speaks another version, which has been logged
         self._welcome = asyncio.Event()
         self._next_handle = 0
         self._streams: dict[int, Stream] = {}  # by handle
@@ -80,11 +82,20 @@ class EngineClient:
         return time.monotonic() - self._progress_s
 
     @property
+    def connected(self) -> bool:
+        """The engine has answered this connection, and the connection still stands."""
+        return self._welcome.is_set()
+
+    @property
     def state(self) -> str:
-        """connecting (never seen yet), ready, stale (silent beyond its lease), or down (lost, and expected back)."""
-        if not self._welcome.is_set():
+        """connecting (never seen yet), ready, draining, stale (silent, or without a step for work it has, beyond its
+        lease), or down (lost, and expected back)."""
+        if not self.connected:
             return "connecting" if self.card is None else "down"
-        return "ready" if self.heartbeat_age_s <= max(FRESH_S, self._lease_s) else "stale"
+        patience_s = max(FRESH_S, self._lease_s)
+        if self.heartbeat_age_s > patience_s or self.last_step_age_s > patience_s:
+            return "stale"
+        return "draining" if self.load.draining else "ready"
 
     @property
     def ready(self) -> bool:
@@ -197,13 +208,13 @@ class EngineClient:
                 for handle in handles:
                     if (stream := self._streams.get(handle)) is not None:
                         stream.fail(ApiError(code, message))
-            case wire.Metrics(text=text):
-                self.metrics_text = text
+            case wire.Metrics(metrics=metrics):
+                self.metrics = metrics
             case wire.Dying(reason=reason):
                 logger.error("the engine is dying: %s", reason)
 
     def _on_step(self, step: wire.Step) -> None:
-        if step.step != self._step or not step.load.running:
+        if step.step != self._step or not (step.load.running or step.load.waiting):
             self._step = step.step
             self._progress_s = self._heard_s
         self._lease_s = step.next_due_s
@@ -217,7 +228,9 @@ class EngineClient:
 
     def _on_welcome(self, welcome: wire.Welcome) -> None:
         if welcome.version != wire.PROTOCOL_VERSION:
-            logger.error("the engine speaks protocol %d, this frontend %d", welcome.version, wire.PROTOCOL_VERSION)
+            if not self._foreign:
+                logger.error("the engine speaks protocol %d, this frontend %d", welcome.version, wire.PROTOCOL_VERSION)
+            self._foreign = True
             return
         self._heard_s = self._progress_s = time.monotonic()
         if welcome.epoch == self.epoch and self._welcome.is_set():
@@ -247,7 +260,7 @@ class EngineClient:
     def _reconnect(self) -> None:
         """The engine's end is gone: what it worked on is lost, and the next one is met under a new identity."""
         assert self._channel is not None
-        self._linked = False
+        self._linked = self._foreign = False
         self._lose("engine_restarting", "The engine was lost while it worked on this request.")
         self._unwatch()
         self._channel.reopen()

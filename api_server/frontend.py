@@ -13,6 +13,7 @@ from api_server.config import Config
 from api_server.drain import Drain
 from api_server.engine_client import EngineClient
 from api_server.errors import ApiError
+from api_server.metrics import MetricsPage
 from protocol.messages import Limits, ModelCard
 
 logger: Final = logging.getLogger("tokenwire.frontend")
@@ -28,6 +29,7 @@ class Frontend:
         self.engine = engine
         self.drain = Drain()
         self.canary = Canary(engine)
+        self.metrics = MetricsPage(engine)
         self._admission: Admission | None = None
         self._made_from: tuple[ModelCard, Limits] | None = None
         self._making = asyncio.Lock()

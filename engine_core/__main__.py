@@ -17,7 +17,7 @@ from engine_core.config import BadSetting, from_environ  # noqa: E402
 from engine_core.errors import CannotStart  # noqa: E402
 from engine_core.model.source import resolve  # noqa: E402
 from engine_core.tiny import MODEL_PATH  # noqa: E402
-from protocol.channel import BadEndpoint, EndpointInUse, EngineChannel, check_endpoint  # noqa: E402
+from protocol.channel import BadEndpoint, EngineChannel, check_endpoint  # noqa: E402
 from protocol.logs import set_up_logging  # noqa: E402
 
 EXIT_USAGE: Final = 2
@@ -27,6 +27,7 @@ logger: Final = logging.getLogger("tokenwire.engine_core")
 
 def main() -> int:
     """Exit status: 0 after a drain, 2 for a bad setting, 3 if it could not start."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor's affair
     faulthandler.enable()  # a stuck engine is ended by SIGABRT, and says where it was
     try:
         config = from_environ(os.environ)
@@ -37,8 +38,8 @@ def main() -> int:
     set_up_logging("engine_core", config.log_level, config.log_format)
     try:
         channel = EngineChannel(endpoint)
-    except (EndpointInUse, OSError) as error:
-        print(f"tokenwire: {error}", file=sys.stderr)
+    except OSError as error:  # held by another engine, or not to be made
+        print(f"tokenwire: {error.filename or endpoint}: {error.strerror}", file=sys.stderr)
         return EXIT_CANNOT_START
 
     with channel:
@@ -53,8 +54,7 @@ def main() -> int:
             return EXIT_CANNOT_START
 
         def drain(signum: int, frame: FrameType | None) -> None:
-            core.stopping = core.draining  # the second signal means now
-            core.draining = True
+            core.drain(config.shutdown_timeout)
 
         signal.signal(signal.SIGTERM, drain)
         signal.signal(signal.SIGINT, drain)

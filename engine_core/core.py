@@ -85,8 +85,8 @@ class EngineCore(Generic[Pending]):
         overlap: int = 0,
     ) -> None:
         """`clock` is monotonic, in seconds."""
-        self.stopping = False
-        self.draining = False
+        self._stopping = False
+        self._drain_until_s: float | None = None
         self._channel = channel
         self._scheduler = scheduler
         self._runner = runner
@@ -102,7 +102,7 @@ class EngineCore(Generic[Pending]):
 
     def run(self) -> None:
         flights: deque[Flight[Pending]] = deque()
-        while not self.stopping:
+        while not self._stopping:
             for peer, command in self._channel.receive(HEARTBEAT_S if self._scheduler.idle else 0.0):
                 self._handle(peer, command)
             launched = self._launch()
@@ -111,8 +111,15 @@ class EngineCore(Generic[Pending]):
             if len(flights) > self._overlap or (flights and launched is None):
                 self._settle(flights.popleft())
             self._publish(LEASE_S)
-            if self.draining and self._scheduler.idle:
-                self.stopping = True
+            if self._drain_until_s is not None and (self._scheduler.idle or self._clock() >= self._drain_until_s):
+                break
+        self._dismiss()
+
+    def drain(self, limit_s: float) -> None:
+        """Takes no new requests, and ends with the last of the running ones or after `limit_s`. Told again, it ends
+        now. For signal handlers and other threads: the loop sees it within a second."""
+        self._stopping = self._drain_until_s is not None
+        self._drain_until_s = self._clock() + limit_s
 
     # ------------------------------------------------------------------------------------------------ commands
 
@@ -150,7 +157,7 @@ class EngineCore(Generic[Pending]):
             return wire.Rejected(
                 epoch, command.rid, "engine_restarting", "The request was meant for an earlier engine."
             )
-        if self.draining:
+        if self._drain_until_s is not None:
             return wire.Rejected(epoch, command.rid, "draining", "The server is shutting down.")
         waiting = self._scheduler.queued_requests
         if waiting >= limits.max_queued_requests:
@@ -197,6 +204,14 @@ class EngineCore(Generic[Pending]):
                 self._stats.ended(request, now_s)
             self._delivery.close(request)
 
+    def _dismiss(self) -> None:
+        """Tells those who still wait that nothing more will come."""
+        epoch = self._welcome.epoch
+        for frontend in list(self._delivery.frontends.values()):
+            if handles := [handle for handle, request in frontend.requests.items() if not request.ended]:
+                failed = wire.Failed(epoch, handles, "draining", "The server shut down before this was complete.")
+                self._delivery.notify(frontend.peer, failed)
+
     # ------------------------------------------------------------------------------------------------ steps
 
     def _launch(self) -> Flight[Pending] | None:
@@ -225,7 +240,8 @@ class EngineCore(Generic[Pending]):
         now_s = self._clock()
         scheduler = self._scheduler
         usage = scheduler.pool.used / scheduler.pool.num_blocks
-        load = wire.Load(len(scheduler.running), len(scheduler.waiting), usage)
+        draining = self._drain_until_s is not None
+        load = wire.Load(len(scheduler.running), len(scheduler.waiting), usage, draining)
         self._end(self._delivery.flush(self._step, lease_s, load, now_s, announce=announce))
         if scheduler.idle:
             self._stats.idle()
@@ -233,4 +249,4 @@ class EngineCore(Generic[Pending]):
         fell_idle, self._was_idle = scheduler.idle and not self._was_idle, scheduler.idle
         if fell_idle or now_s - self._metrics_s >= METRICS_S:
             self._metrics_s = now_s
-            self._delivery.broadcast(wire.Metrics(self._welcome.epoch, self._stats.render(scheduler)))
+            self._delivery.broadcast(wire.Metrics(self._welcome.epoch, self._stats.snapshot(scheduler)))

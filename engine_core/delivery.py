@@ -14,7 +14,9 @@ from protocol.channel import Sent
 from protocol.messages import Delta, Event, Load, Step
 
 HEARTBEAT_S: Final = 1.0
-NOTICES_MAX: Final = 4096  # acceptances and refusals that may wait for one frontend
+# Acceptances and refusals that may wait for one frontend. Its own queue holds fewer commands, so one that takes nothing
+# can't fill this.
+NOTICES_MAX: Final = 4096
 
 Send = Callable[[bytes, Event], Sent]
 

@@ -6,6 +6,7 @@ log behind the engine's end makes a slow peer cost nothing but a position. A soc
 since a ROUTER is silently mute to the second peer of one name.
 """
 
+import errno
 import fcntl
 import os
 import secrets
@@ -62,8 +63,7 @@ def check_endpoint(endpoint: str, *, insecure_tcp: bool = False) -> str:
         if len(os.fsencode(rest)) > IPC_PATH_MAX:
             raise BadEndpoint(f"{endpoint}: an ipc path may have {IPC_PATH_MAX} bytes at most")
         return endpoint
-    if scheme == "tcp" and ":" in rest:
-        host = urlsplit(endpoint).hostname or ""
+    if scheme == "tcp" and (host := _host_and_port(endpoint)):
         if not insecure_tcp:
             raise BadEndpoint(
                 f"{endpoint}: tcp:// is neither encrypted nor authenticated; use ipc://, or --insecure-tcp on loopback"
@@ -74,11 +74,20 @@ def check_endpoint(endpoint: str, *, insecure_tcp: bool = False) -> str:
     raise BadEndpoint(f"{endpoint}: expected ipc://PATH or tcp://HOST:PORT")
 
 
+def _host_and_port(endpoint: str) -> str:
+    """The host of a tcp endpoint that names a port, or nothing."""
+    try:
+        parts = urlsplit(endpoint)
+        return (parts.hostname or "") if parts.port else ""
+    except ValueError:  # a port beyond 65535
+        return ""
+
+
 class EngineChannel:
     """The engine's end: one ROUTER for any number of frontends. Owned by one thread."""
 
     def __init__(self, endpoint: str) -> None:
-        """Raises EndpointInUse, or OSError where the path can't be made."""
+        """Raises EndpointInUse, or another OSError where the endpoint can't be made."""
         self.endpoint = endpoint
         self.dropped = 0  # frames that were no command
         self._lock = _lock_path(endpoint)
@@ -90,7 +99,8 @@ class EngineChannel:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
-            raise EndpointInUse(error.errno, f"{endpoint}: {error.strerror}") from error
+            kind = EndpointInUse if error.errno == errno.EADDRINUSE else OSError
+            raise kind(error.errno, error.strerror, endpoint) from error
 
     def receive(self, timeout_s: float) -> list[tuple[bytes, Command]]:
         """(peer, command) pairs that have come in, waiting at most `timeout_s` for the first. Frames that are no
@@ -224,5 +234,5 @@ def _lock_path(endpoint: str) -> int | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(lock)
-        raise EndpointInUse(error.errno, f"{endpoint}: another engine holds it") from error
+        raise EndpointInUse(error.errno, "another engine holds it", endpoint) from error
     return lock

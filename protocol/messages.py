@@ -13,6 +13,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from protocol.metrics import EngineMetrics
 from protocol.sampling import SamplingParams, Seed, TokenId
 
 PROTOCOL_VERSION = 1
@@ -189,11 +190,12 @@ class Delta(Struct, array_like=True, omit_defaults=True, gc=False):
 
 
 class Load(Struct, array_like=True, omit_defaults=True, gc=False):
-    """How busy the engine is after a step."""
+    """How busy the engine is after a step, and whether it takes new requests."""
 
     running: int = 0
     waiting: int = 0
     kv_usage: float = 0.0  # 0 … 1
+    draining: bool = False
 
 
 class Step(Struct, tag=20, array_like=True, omit_defaults=True, gc=False):
@@ -224,10 +226,10 @@ class Dying(Struct, tag=22, frozen=True, array_like=True, omit_defaults=True, gc
 
 
 class Metrics(Struct, tag=23, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """Prometheus text of the engine's series, at most a second old."""
+    """The engine's figures, sent twice a second and whenever it falls idle."""
 
     epoch: Epoch
-    text: bytes
+    metrics: EngineMetrics
 
 
 Event = Welcome | Accepted | Rejected | Step | Failed | Dying | Metrics

@@ -43,11 +43,6 @@ def room(card: ModelCard, limits: Limits) -> int:
 def check_room(request: Generate, card: ModelCard, limits: Limits) -> None:
     """Prompt and output must fit the context and the KV cache; ids must fit the vocabulary."""
     max_tokens = request.sampling.max_tokens
-    total = max_tokens * len(request.sequences)
-    if total > MAX_TOTAL_TOKENS:
-        raise InvalidRequest(
-            f"max_tokens over all prompts and choices is {total}, at most {MAX_TOTAL_TOKENS}", "max_tokens"
-        )
     available = room(card, limits)
     for prompt in request.prompts:
         if len(prompt) + max_tokens > available:
@@ -59,6 +54,11 @@ def check_room(request: Generate, card: ModelCard, limits: Limits) -> None:
             )
         if max(prompt) >= card.vocab_size:
             raise InvalidRequest(f"token id {max(prompt)} is not below the vocabulary size {card.vocab_size}", "prompt")
+    total = max_tokens * len(request.sequences)
+    if total > MAX_TOTAL_TOKENS:
+        raise InvalidRequest(
+            f"max_tokens over all prompts and choices is {total}, at most {MAX_TOTAL_TOKENS}", "max_tokens"
+        )
 
 
 def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:

@@ -96,6 +96,7 @@ class MadeUpEngine:
             clock=time.monotonic,
             step_time=StepTime(0.001, 0.0),
         )
+        self._killed = False
         self._thread = threading.Thread(target=self.core.run, name="made-up-engine")
 
     def __enter__(self) -> Self:
@@ -105,7 +106,18 @@ class MadeUpEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.core.stopping = True
+        if not self._killed:
+            self.core.drain(0.0)
+            self._end()
+
+    def kill(self) -> None:
+        """As SIGKILL would: without a word."""
+        self._killed = True
+        self.core._dismiss = lambda: None  # type: ignore[method-assign]
+        self.core._stopping = True
+        self._end()
+
+    def _end(self) -> None:
         self.device.gate.set()
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive()

@@ -17,7 +17,7 @@ MAX_FUNCTION_LINES = 60
 # Beside the standard library and itself.
 ALLOWED = {
     "protocol": {"msgspec", "zmq"},
-    "api_server": {"protocol", "msgspec", "starlette", "uvicorn", "httptools", "tokenizers", "jinja2"},
+    "api_server": {"protocol", "msgspec", "starlette", "uvicorn", "tokenizers", "jinja2", "prometheus_client"},
     "engine_core": {"protocol", "msgspec", "numpy", "torch", "transformers", "tokenizers", "safetensors"},
     "deploy": {"protocol", "msgspec", "uvicorn_worker", "gunicorn"},
 }
@@ -34,6 +34,7 @@ PURE = (
     "engine_core/scheduler.py",
     "engine_core/stats.py",
     "protocol/messages.py",
+    "protocol/metrics.py",
     "protocol/sampling.py",
     "protocol/validate.py",
 )

@@ -5,6 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api_server.frontend import Frontend, frontend
+from api_server.metrics import CONTENT_TYPE
 from api_server.respond import JsonResponse
 from api_server.version import own_version
 from protocol.messages import PROTOCOL_VERSION
@@ -40,20 +41,7 @@ async def version(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """The engine's own text, as last pushed, and what every frontend sees of the engine. Nothing is computed here."""
-    engine = frontend(request).engine
-    own = (
-        "# HELP tokenwire_engine_up Whether the engine core is connected, loaded and fresh.\n"
-        "# TYPE tokenwire_engine_up gauge\n"
-        f"tokenwire_engine_up {int(engine.ready)}\n"
-        "# HELP tokenwire_engine_epoch Counts the lives of the engine core.\n"
-        "# TYPE tokenwire_engine_epoch gauge\n"
-        f"tokenwire_engine_epoch {engine.epoch}\n"
-        "# HELP tokenwire_heartbeat_age_seconds Since anything came from the engine core.\n"
-        "# TYPE tokenwire_heartbeat_age_seconds gauge\n"
-        f"tokenwire_heartbeat_age_seconds {engine.heartbeat_age_s:.3f}\n"
-    )
-    return Response(engine.metrics_text + own.encode(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(frontend(request).metrics.text(), media_type=CONTENT_TYPE)
 
 
 def _status(front: Frontend) -> str:

@@ -155,18 +155,17 @@ async def test_a_stop_is_a_success(endpoint: str) -> None:
                 stream.stop(0, 1)
                 assert stream.finished
             await until(lambda: engine.scheduler.idle)
-            await until(lambda: b'finished_reason="stop"} 1' in client.metrics_text)
+            await until(lambda: client.metrics.finished["stop"] == 1)
 
 
 async def test_engine_death_ends_streams_and_the_next_engine_serves(endpoint: str) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        device = MadeUpDevice(step_s=0.002)
-        engine = MadeUpEngine(endpoint, device=device)
-        with engine:
+        with MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.002)) as engine:
             client = EngineClient(endpoint)
             await client.start()
             stream = await client.submit(Asked(sampling=ENDLESS))
             await stream.take()
+            await asyncio.to_thread(engine.kill)
         with pytest.raises(ApiError) as caught:
             await read_on(stream)
         assert caught.value.code == "engine_restarting"
@@ -178,6 +177,28 @@ async def test_engine_death_ends_streams_and_the_next_engine_serves(endpoint: st
             with await client.submit(Asked(rid="r2")) as again:
                 assert await read(again) == {0: [1, 2, 3, 1, 2]}
             client.close()
+
+
+async def test_a_draining_engine_says_so_and_finishes(endpoint: str) -> None:
+    with MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.01)) as engine:
+        async with connected(endpoint) as client:
+            with await client.submit(Asked(sampling=SamplingParams(max_tokens=100, ignore_eos=True))) as stream:
+                engine.core.drain(DEADLINE_S)
+                await until(lambda: client.state == "draining")
+                with pytest.raises(ApiError) as caught:
+                    await client.submit(Asked(rid="late"))
+                assert caught.value.code == "draining"
+                assert len((await read(stream))[0]) == 100
+
+
+async def test_a_drain_that_takes_too_long_ends_streams_with_a_word(endpoint: str) -> None:
+    with MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.01)) as engine:
+        async with connected(endpoint) as client:
+            with await client.submit(Asked(sampling=ENDLESS)) as stream:
+                engine.core.drain(0.1)
+                with pytest.raises(ApiError) as caught:
+                    await read_on(stream)
+                assert caught.value.code == "draining"
 
 
 async def test_no_engine_is_a_clear_refusal(endpoint: str) -> None:

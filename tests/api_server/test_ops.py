@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from api_server.routes import API
 from protocol.messages import PROTOCOL_VERSION
+from protocol.metrics import CACHE_CONFIG, COUNTERS, FINISHED, GAUGES, HISTOGRAMS
 from tests.api_server.live import LiveServer, until
 from tests.fakes import MadeUpDevice, MadeUpEngine
 
@@ -76,16 +79,50 @@ def test_the_deep_check_tells_of_an_engine_that_does_not_generate(
         device.gate.set()
 
 
-def test_metrics_are_the_engines_and_ours(endpoint: str, server: LiveServer) -> None:
-    assert b"tokenwire_engine_up 0\n" in server.get("/metrics").body
+def value(server: LiveServer, series: str) -> float:
+    lines = [line for line in server.get("/metrics").body.decode().splitlines() if line.startswith(series)]
+    assert len(lines) == 1, (series, lines)
+    return float(lines[0].rpartition(" ")[2])
+
+
+def test_every_series_is_there_from_the_start(endpoint: str, server: LiveServer) -> None:
+    def names() -> set[str]:
+        lines = server.get("/metrics").body.decode().splitlines()
+        return {line.partition("{")[0] for line in lines if not line.startswith("#")}
+
+    before = names()
     with MadeUpEngine(endpoint, epoch=7):
-        until(lambda: b"vllm:num_requests_running" in server.get("/metrics").body)
-        answer = server.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    lines = answer.body.decode().splitlines()
-    assert "tokenwire_engine_up 1" in lines
-    assert "tokenwire_engine_epoch 7" in lines
-    assert any(line.startswith("tokenwire_heartbeat_age_seconds 0.") for line in lines)
+        until(lambda: value(server, "tokenwire_engine_up") == 1)
+        assert names() == before
+        assert value(server, "tokenwire_engine_epoch") == 7
+    assert {*GAUGES, *COUNTERS} <= before
+    assert {f"{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "sum", "count")} <= before
+    assert {FINISHED, CACHE_CONFIG, "tokenwire_heartbeat_age_seconds"} <= before
+
+
+def test_a_dead_engine_runs_nothing_but_its_counters_stay(endpoint: str) -> None:
+    with LiveServer(API, engine=endpoint) as server, MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.01)) as engine:
+        until(lambda: health(server)[0] == 200)
+        body = b'{"prompt": [1, 2, 3], "max_tokens": 500, "ignore_eos": true, "stream": true}'
+        with server.connect() as connection:
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+            connection.send(head + body)
+            until(lambda: value(server, "vllm:num_requests_running") == 1)
+            assert value(server, "vllm:kv_cache_usage_perc") > 0
+            engine.kill()
+            until(lambda: value(server, "tokenwire_engine_up") == 0)
+            assert value(server, "vllm:num_requests_running") == 0
+            assert value(server, "vllm:kv_cache_usage_perc") == 0
+            assert value(server, "vllm:prompt_tokens_total") == 3
+
+
+def test_metrics_are_prometheus_text(endpoint: str, server: LiveServer) -> None:
+    answer = server.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    families = {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
+    assert families["vllm:time_to_first_token_seconds"].type == "histogram"
+    assert families["vllm:request_success"].type == "counter"
+    assert {sample.labels["engine"] for family in families.values() for sample in family.samples} == {"0"}
 
 
 def test_version(server: LiveServer) -> None:

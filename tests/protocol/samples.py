@@ -1,6 +1,7 @@
 """One of every message, with every field set to something that is not its default."""
 
 from protocol import messages as wire
+from protocol.metrics import EngineMetrics
 from protocol.sampling import SamplingParams
 
 SAMPLING = SamplingParams(
@@ -35,6 +36,12 @@ CARD = wire.ModelCard(
 )
 LIMITS = wire.Limits(kv_tokens=4096, max_num_seqs=8, max_queued_requests=16, max_queued_tokens=0, block_size=16)
 
+METRICS = EngineMetrics("m", 16, 100)
+METRICS.gauges["vllm:num_requests_running"] = 3.0
+METRICS.counters["vllm:prompt_tokens_total"] = 12
+METRICS.finished["stop"] = 2
+METRICS.observe("vllm:time_to_first_token_seconds", 0.03, 2)
+
 COMMANDS: list[wire.Command] = [
     wire.Hello(wire.PROTOCOL_VERSION, b"f" * 16, b"b" * 16, b"d" * 16),
     wire.Generate(
@@ -65,9 +72,9 @@ EVENTS: list[wire.Event] = [
             wire.Delta(8, 4, [5, 6], wire.FinishReason.STOP, 6, None, [wire.TokenLogprobs(-0.5, [5, 6], [-0.5, -1.5])]),
             wire.Delta(9, 1, [], wire.FinishReason.LENGTH),
         ],
-        wire.Load(3, 2, 0.5),
+        wire.Load(3, 2, 0.5, True),
     ),
     wire.Failed(3, [7, 8], "engine_crash", "it died"),
     wire.Dying(3, "out of memory"),
-    wire.Metrics(3, b"# TYPE a counter\n"),
+    wire.Metrics(3, METRICS),
 ]

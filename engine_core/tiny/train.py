@@ -1,0 +1,195 @@
+"""Trains the built-in model from nothing: `python -m engine_core.tiny.train [--out DIR] [--steps N]`.
+
+Tokenizer first, then a Llama of about three million weights on documents drawn from `conversations`. All seeds are
+fixed; on the same machine and library versions a second run gives the same files. Two CPU cores, Muon and AdamW,
+cosine to zero, bf16 autocast, saved in bf16. Knows nothing of the held-out questions; `evaluate` does.
+"""
+
+import argparse
+import copy
+import itertools
+import math
+import random
+import re
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from engine_core.tiny import MODEL_PATH
+from engine_core.tiny.conversations import Conversations, Document
+from engine_core.tiny.corpus import load_corpus
+from engine_core.tiny.tokenizer import MAX_POSITIONS, SPECIAL_TOKENS, special_ids, train_tokenizer
+
+SEED = 17
+STEPS = 1500
+BATCH_TOKENS = 4096
+PEAK_LEARNING_RATE = 5e-3
+WARMUP_STEPS = 40
+CHECKPOINT_STEPS = 300
+TOKENIZER_DOCUMENTS = 20_000
+DOCUMENTS_PER_SORT = 1024
+
+Example = tuple[list[int], list[float]]  # token ids and the loss weight of each
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Trained on the words of the first documents, without the special tokens between them."""
+    documents = itertools.islice(Conversations(load_corpus(), SEED).documents(), TOKENIZER_DOCUMENTS)
+    marks = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+    return train_tokenizer(marks.sub("", text) for document in documents for text, _ in document)
+
+
+def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    end_of_text, im_end = special_ids(tokenizer)
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        bos_token_id=end_of_text,
+        eos_token_id=im_end,
+        pad_token_id=end_of_text,
+    )
+
+
+def examples(tokenizer: PreTrainedTokenizerFast) -> Iterator[Example]:
+    """Endless training examples, cut at the model's length."""
+
+    @lru_cache(maxsize=4096)
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def example(document: Document) -> Example:
+        parts = [(encode(text), weight) for text, weight in document]
+        ids = [token for part, _ in parts for token in part]
+        weights = [weight for part, weight in parts for _ in part]
+        return ids[:MAX_POSITIONS], weights[:MAX_POSITIONS]
+
+    return map(example, Conversations(load_corpus(), SEED + 1).documents())
+
+
+def batches(source: Iterator[Example], rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
+    """(ids [B, T], weights [B, T]), BATCH_TOKENS or fewer each: examples of similar length, padded on the right."""
+    while True:
+        chunk = sorted(itertools.islice(source, DOCUMENTS_PER_SORT), key=lambda example: len(example[0]))
+        groups: list[list[Example]] = [[]]
+        for example in chunk:
+            if groups[-1] and (len(groups[-1]) + 1) * len(example[0]) > BATCH_TOKENS:
+                groups.append([])
+            groups[-1].append(example)
+        rng.shuffle(groups)
+        yield from map(_pad, groups)
+
+
+def _pad(group: list[Example]) -> tuple[Tensor, Tensor]:
+    length = max(len(ids) for ids, _ in group)
+    ids = torch.zeros(len(group), length, dtype=torch.long)
+    weights = torch.zeros(len(group), length)
+    for row, (tokens, token_weights) in enumerate(group):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        weights[row, : len(tokens)] = torch.tensor(token_weights)
+    return ids, weights
+
+
+def loss_of(model: LlamaForCausalLM, ids: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean cross-entropy of the next token. Padding needs no mask: it lies right of everything that counts."""
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    counted = weights[:, 1:] > 0
+    logits = model.lm_head(hidden[counted]).float()
+    losses = nn.functional.cross_entropy(logits, ids[:, 1:][counted], reduction="none")
+    weight = weights[:, 1:][counted]
+    return (losses * weight).sum() / weight.sum()
+
+
+def learning_rate(step: int, steps: int) -> float:
+    if step < WARMUP_STEPS:
+        return PEAK_LEARNING_RATE * (step + 1) / WARMUP_STEPS
+    progress = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
+    return PEAK_LEARNING_RATE * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers: it learns in fewer steps than AdamW, which takes the rest."""
+    layers = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    vectors = [weight for weight in model.parameters() if weight.ndim == 1]
+    embedding = [model.model.embed_tokens.weight]
+    groups = [{"params": embedding, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    return [
+        torch.optim.Muon(layers, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True),
+    ]
+
+
+def train(tokenizer: PreTrainedTokenizerFast, steps: int, out: Path) -> LlamaForCausalLM:
+    """The trained model in fp32; every CHECKPOINT_STEPS it is saved, so that a stopped run leaves something."""
+    torch.manual_seed(SEED)
+    model = LlamaForCausalLM(make_config(tokenizer))
+    model.set_attn_implementation("eager")  # for short sequences faster on a CPU than torch's fused attention
+    optimizers = make_optimizers(model)
+    source = batches(examples(tokenizer), random.Random(SEED))
+    started, tokens, recent = time.monotonic(), 0, 0.0
+    for step, (ids, weights) in enumerate(itertools.islice(source, steps)):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(model, ids, weights)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        tokens += ids.numel()
+        recent = 0.9 * recent + 0.1 * loss.item() if step else loss.item()
+        if step % 50 == 49:
+            wall_s = time.monotonic() - started
+            print(f"step {step + 1}/{steps}  loss {recent:.3f}  {tokens:,} tokens  {wall_s:.0f} s", flush=True)
+        if step % CHECKPOINT_STEPS == CHECKPOINT_STEPS - 1:
+            save(copy.deepcopy(model), tokenizer, out)
+    return model
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the model in bf16, the tokenizer and the generation defaults to the folder `out`."""
+    end_of_text, im_end = special_ids(tokenizer)
+    defaults: Any = GenerationConfig  # untyped in transformers
+    model.generation_config = defaults(
+        bos_token_id=end_of_text,
+        eos_token_id=[im_end, end_of_text],  # <|im_end|> ends a chat turn, <|endoftext|> a story
+        pad_token_id=end_of_text,
+        do_sample=True,
+        temperature=0.3,
+    )
+    nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
+    tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train tokenwire-tiny.")
+    parser.add_argument("--out", type=Path, default=MODEL_PATH, help="folder to write (default: the package's own)")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    started = time.monotonic()
+    tokenizer = make_tokenizer()
+    model = train(tokenizer, options.steps, options.out)
+    save(model, tokenizer, options.out)
+    count = sum(weight.numel() for weight in model.parameters())
+    print(f"{count:,} weights, {len(tokenizer)} tokens, {time.monotonic() - started:.0f} s, written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
