@@ -48,7 +48,7 @@ def ranked(values: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch
     """
     order = bits_in_order((values + 0.0).view(torch.int32))  # + 0.0: -0.0 equals 0.0, so its bits must, too
     keys = ((~order).to(torch.int64) << 32) | ids
-    keys = torch.from_numpy(np.sort(keys.cpu().numpy(), axis=-1)).to(values.device)
+    keys = torch.from_numpy(np.sort(keys.numpy(), axis=-1)) if keys.device.type == "cpu" else keys.sort(-1).values
     return bits_in_order((~(keys >> 32)).to(torch.int32)).view(torch.float32), keys & 0xFFFFFFFF
 
 

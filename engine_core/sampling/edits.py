@@ -7,9 +7,11 @@ sequence and the stop tokens are forbidden while the output is shorter than `min
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from engine_core.request import Request
+from engine_core.sampling.transfer import to_device
 from protocol.sampling import SamplingParams
 
 FORBIDDEN = -torch.inf
@@ -53,7 +55,7 @@ class LogitEdits:
         if len(self.favoured):
             row[self.favoured] += self.biases
         if forbidden := completed_words(request):
-            row[forbidden] = FORBIDDEN
+            row[to_device(np.array(forbidden, np.int64), row.device)] = FORBIDDEN
         if request.out_len < request.sampling.min_tokens and len(self.ends):
             row[self.ends] = FORBIDDEN
 

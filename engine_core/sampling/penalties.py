@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine_core.request import Request
+from engine_core.sampling.transfer import to_device
 
 SMALLEST = float(np.finfo(np.float32).tiny)  # a penalty that rounded to 0 would turn -inf into NaN
 
@@ -84,11 +85,11 @@ class Penalties:
             )
             sizes.append(len(seen.ids))
         device = scores.device
-        at = torch.from_numpy(np.concatenate(places)).to(device)
-        count = torch.from_numpy(np.concatenate(counts)).to(device)
-        repetition, frequency, presence = (
-            torch.from_numpy(np.repeat(np.array(knobs, np.float32), sizes, axis=0)).to(device).unbind(-1)
-        )
+        at = to_device(np.concatenate(places), device)
+        count = to_device(np.concatenate(counts), device)
+        repetition, frequency, presence = to_device(
+            np.repeat(np.array(knobs, np.float32), sizes, axis=0), device
+        ).unbind(-1)
         flat = scores.view(-1)
         value = flat[at]
         value = torch.where(value > 0, value / repetition, value * repetition)

@@ -5,9 +5,7 @@ in any row of the batch, after a preemption or in another process. Order of even
 bad words, min_tokens; penalties; greedy rows take the highest, the lowest id among equals; the others draw
 (engine_core.sampling.draw).
 
-Rows whose logits are no distribution do no harm to others, and give a token: NaN counts as -inf; +inf is certain; if
-nothing is left, because a request forbade every token, the model's likeliest among the allowed ids; and if the logits
-themselves hold nothing, the end of the sequence.
+Nothing here waits for the device, but for log probabilities, which are the host's: what decides is known to the host.
 """
 
 from collections.abc import Sequence
@@ -20,11 +18,13 @@ from numpy.typing import NDArray
 
 from engine_core.request import Request
 from engine_core.sampling import noise
+from engine_core.sampling.broken import highest, mend
 from engine_core.sampling.candidates import padded
 from engine_core.sampling.draw import COLDEST, Draws, draw
 from engine_core.sampling.edits import LogitEdits, edits
 from engine_core.sampling.logprobs import token_logprobs
 from engine_core.sampling.penalties import Penalties
+from engine_core.sampling.transfer import to_device
 from protocol.messages import TokenLogprobs
 from protocol.sampling import SamplingParams
 
@@ -94,8 +94,8 @@ class Sampler:
         """The next token of each request. Logits [R, V] of any float type, unchanged on return; row i is for request i,
         whose `tokens` are all that precedes the token."""
         logits = logits.detach()
-        if not self._special:
-            tokens, peaks = highest(logits if logits.dtype == torch.float32 else self._copied(logits))
+        if not self._special and self._device.type == "cpu" and logits.dtype == torch.float32:
+            tokens, peaks = highest(logits)  # spares the copy
             if bool(peaks.isfinite().all()):
                 return SampledTokens(tokens, None)
 
@@ -106,10 +106,12 @@ class Sampler:
             self._edits[requests[row].slot].apply(scores[row, : self._vocab_size], requests[row])
         if penalized := np.flatnonzero(traits & Trait.PENALIZED).tolist():
             self._penalties.apply(scores, penalized, [requests[row] for row in penalized])
-        tokens, peaks = highest(scores)
-        certain = self._mend(scores, tokens, peaks, logits, requests)
-        if len(rows := np.flatnonzero((traits & Trait.RANDOM).astype(np.bool_) & ~certain)):
-            self._draw(scores, tokens, peaks, rows, slots[rows], requests)
+        eos = self._eos_token_ids[0] if self._eos_token_ids else 0
+        tokens, peaks, final = mend(scores, logits, requests, eos)
+        if len(rows := np.flatnonzero(traits & Trait.RANDOM)):
+            at = to_device(rows, self._device)
+            drawn = self._draw(scores, peaks[at], rows, slots[rows], requests)
+            tokens[at] = torch.where(final[at], tokens[at], drawn)
         asking = np.flatnonzero(traits & Trait.LOGPROBS).tolist()
         if not asking:
             return SampledTokens(tokens, None)
@@ -139,55 +141,26 @@ class Sampler:
         scores[:, self._vocab_size :].fill_(-torch.inf)
         return scores
 
-    def _mend(
-        self,
-        scores: torch.Tensor,
-        tokens: torch.Tensor,
-        peaks: torch.Tensor,
-        logits: torch.Tensor,
-        requests: Sequence[Request],
-    ) -> NDArray[np.bool_]:
-        """Puts rows that are no distribution right, in place. Returns which rows [R] hold their final token already."""
-        certain: NDArray[np.bool_] = ~peaks.isfinite().cpu().numpy()
-        for row in np.flatnonzero(certain).tolist():
-            scores[row] = without_nan(scores[row])
-            tokens[row], peaks[row] = scores[row].argmax(), scores[row].amax()
-            if bool(peaks[row].isneginf()):
-                tokens[row] = self._last_resort(without_nan(logits[row].float()), requests[row])
-            certain[row] = not bool(peaks[row].isfinite())
-        return certain
-
-    def _last_resort(self, logits: torch.Tensor, request: Request) -> int:
-        """The token where a request's edits, or the model, left none. Logits [V] fp32 as they came."""
-        allowed = request.sampling.allowed_token_ids or range(self._vocab_size)
-        ids = torch.tensor(allowed, device=logits.device)
-        if not bool(logits[ids].isneginf().all()):
-            return int(ids[logits[ids].argmax()])
-        return self._eos_token_ids[0] if self._eos_token_ids else 0
-
     def _draw(
         self,
         scores: torch.Tensor,
-        tokens: torch.Tensor,
         peaks: torch.Tensor,
         rows: NDArray[np.int64],
         slots: NDArray[np.int64],
         requests: Sequence[Request],
-    ) -> None:
-        """Replaces the tokens of `rows` by drawn ones."""
+    ) -> torch.Tensor:
+        """Drawn tokens of `rows`, whose highest scores are `peaks`."""
         positions = np.fromiter((requests[row].out_len for row in rows), np.uint64, len(rows))
-        uniform = noise.uniform(self._streams[slots], positions)
-        index = torch.from_numpy(rows).to(self._device)
         draws = Draws(
-            index,
-            peaks[index],
-            torch.from_numpy(self._coldness[slots]).to(self._device),
-            torch.from_numpy(self._top_k[slots]).to(self._device),
-            torch.from_numpy(self._top_p[slots]).to(self._device),
-            torch.from_numpy(self._min_p[slots]).to(self._device),
-            torch.from_numpy(uniform).to(self._device),
+            peaks,
+            rows,
+            self._coldness[slots],
+            self._top_k[slots],
+            self._top_p[slots],
+            self._min_p[slots],
+            noise.uniform(self._streams[slots], positions),
         )
-        tokens[index] = draw(scores, draws, self._room[: len(scores)])
+        return draw(scores, draws, self._room[: len(scores)])
 
 
 def traits_of(sampling: SamplingParams) -> int:
@@ -197,15 +170,3 @@ def traits_of(sampling: SamplingParams) -> int:
         | (Trait.PENALIZED if sampling.penalized else 0)
         | (0 if sampling.logprobs is None else Trait.LOGPROBS)
     )
-
-
-def highest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first of each row's highest values: index [R] and value [R]; NaN counts as above all. On a CPU NumPy takes a
-    twelfth of the time of torch's argmax, which is not vectorised."""
-    index = torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(-1)
-    return index, scores.gather(-1, index[:, None])[:, 0]
-
-
-def without_nan(row: torch.Tensor) -> torch.Tensor:
-    """NaN becomes -inf, infinities stay."""
-    return row.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)

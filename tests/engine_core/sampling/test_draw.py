@@ -26,13 +26,13 @@ def grid(logits: torch.Tensor, sampling: SamplingParams, points: int) -> NDArray
     )  # as the sampler lays it out
     scores = scores.expand(points, -1).contiguous()
     draws = Draws(
-        torch.arange(points),
         scores.amax(-1),
-        torch.full((points,), 1.0 / sampling.temperature),
-        torch.full((points,), sampling.top_k),
-        torch.full((points,), sampling.top_p, dtype=torch.float64),
-        torch.full((points,), sampling.min_p, dtype=torch.float64),
-        (torch.arange(points, dtype=torch.float64) + 0.5) / points,
+        np.arange(points),
+        np.full(points, 1.0 / sampling.temperature, np.float32),
+        np.full(points, sampling.top_k, np.int64),
+        np.full(points, sampling.top_p),
+        np.full(points, sampling.min_p),
+        (np.arange(points) + 0.5) / points,
     )
     tokens = draw(scores, draws, torch.empty_like(scores))
     return np.bincount(tokens.numpy(), minlength=len(logits)) / points
