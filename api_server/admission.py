@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final, cast
 
-from api_server.chat import ChatTemplate, text_of
+from api_server.chat import ChatTemplate, text_of, weight
 from api_server.detokenize import Vocabulary
 from api_server.encode import Encoder, off_loop
 from api_server.errors import ApiError
@@ -84,7 +84,7 @@ class Admission:
             [prompt],
             CHAT,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-            echo=(text_of(last.content) or "",) if echoes else None,
+            echo=(text_of(last) or "",) if echoes else None,
         )
 
     async def completion(self, request: CompletionRequest) -> Job:
@@ -105,6 +105,7 @@ class Admission:
 
     async def stream(self, request: PlainRequest) -> Job:
         """POST and GET /v1/completions/stream."""
+        refusals.refuse(request, refusals.NOT_ON_STREAM_ROUTES)
         return await self._plain(request, STREAM)
 
     async def tokenize(self, request: TokenizeRequest) -> list[int]:
@@ -183,7 +184,7 @@ class Admission:
             text = template.render(messages, kwargs or {}, generate=opens, resume=resume)
             return self.encoder.encode_now([text], add_special=special)[0]
 
-        return await off_loop(_weight(messages), prompt)
+        return await off_loop(weight(messages), prompt)
 
     def _check(self, request: GenerationRequest, route: Route) -> None:
         """What can be refused before the prompt is looked at."""
@@ -307,15 +308,6 @@ def _told_apart(prompt: str | list[str | int | list[int]]) -> tuple[list[str], l
     if kinds == {int}:
         return [], [cast(list[int], prompt)]
     raise _bad("A list of prompts must be all texts, or all token ids, or all lists of token ids.", "prompt")
-
-
-def _weight(messages: Sequence[Message]) -> int:
-    """Characters that the work on a conversation is about; a message costs something even when it is empty."""
-    weight = 200 * len(messages)
-    for message in messages:
-        content = message.content or ""
-        weight += len(content) if isinstance(content, str) else sum(len(part.text or "") for part in content)
-    return weight
 
 
 def _bad(message: str, param: str) -> ApiError:

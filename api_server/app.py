@@ -3,22 +3,21 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 
 from api_server.auth import Auth
 from api_server.config import Config
+from api_server.cors import Cors
 from api_server.drain import DrainGate
 from api_server.engine_client import EngineClient
 from api_server.envelope import Envelope
 from api_server.errors import ApiError
 from api_server.frontend import Frontend
 from api_server.respond import ErrorResponse
-from api_server.routes import API, HEALTH, Endpoint
+from api_server.routes import API, HEALTH, Endpoint, make_routes
 
 
 def create_app(config: Config, endpoints: Sequence[Endpoint] = HEALTH + API) -> Starlette:
@@ -34,14 +33,9 @@ def create_app(config: Config, endpoints: Sequence[Endpoint] = HEALTH + API) -> 
             await frontend.close()
 
     app = Starlette(
-        routes=[endpoint.route() for endpoint in (HEALTH if config.health_only else endpoints)],
+        routes=make_routes(HEALTH if config.health_only else endpoints),
         middleware=_layers(frontend),
-        exception_handlers={
-            ApiError: _api_error,
-            HTTPException: _http_exception,
-            msgspec.ValidationError: _validation_error,
-            msgspec.DecodeError: _decode_error,
-        },
+        exception_handlers={ApiError: _api_error, HTTPException: _http_exception},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -52,20 +46,11 @@ def create_app(config: Config, endpoints: Sequence[Endpoint] = HEALTH + API) -> 
 def _layers(frontend: Frontend) -> list[Middleware]:
     """From the outside in. All of them pure ASGI: starlette's BaseHTTPMiddleware hides disconnects."""
     config = frontend.config
-    layers = [Middleware(Envelope)]
-    if config.cors_origins:
-        layers.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=config.cors_origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-                expose_headers=["X-Request-Id", "X-Stream-Id", "Retry-After"],
-            )
-        )
-    layers.append(Middleware(Auth, api_keys=config.api_keys, metrics_key=config.metrics_key))
-    layers.append(Middleware(DrainGate, drain=frontend.drain))
-    return layers
+    return [
+        Middleware(Envelope, cors=Cors(config.cors_origins)),
+        Middleware(Auth, api_keys=config.api_keys, metrics_key=config.metrics_key),
+        Middleware(DrainGate, drain=frontend.drain),
+    ]
 
 
 async def _api_error(request: Request, error: Exception) -> ErrorResponse:
@@ -80,14 +65,3 @@ async def _http_exception(request: Request, error: Exception) -> ErrorResponse:
     code = codes.get(error.status_code, "invalid_request_error")
     told = ApiError(code, f"{error.detail}: {request.method} {request.url.path}")
     return ErrorResponse(told, headers=dict(error.headers or {}))
-
-
-async def _validation_error(request: Request, error: Exception) -> ErrorResponse:
-    """msgspec names the place as `$.field[…]`: the field is OpenAI's `param`."""
-    message, _, place = str(error).partition(" - at `$.")
-    param = place.rstrip("`") or None
-    return ErrorResponse(ApiError("invalid_request_error", f"{param}: {message}" if param else message, param))
-
-
-async def _decode_error(request: Request, error: Exception) -> ErrorResponse:
-    return ErrorResponse(ApiError("invalid_json", f"The request body is not valid JSON: {error}"))

@@ -16,13 +16,14 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from api_server.errors import ApiError
-from api_server.schema.messages import ContentPart, Message, Scalars
+from api_server.schema.messages import ContentPart, Message, Scalars, ToolCall
 
 OWN_VARIABLES: Final = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
 )
 CUT: Final = "\ue000cut here\ue000"  # put after the message that is to be continued; private use, so no text has it
 SEPARATOR: Final = "\n"  # between the text parts of one message
+MESSAGE_WEIGHT: Final = 200  # characters that the work on an empty message is like
 
 
 class ChatTemplate:
@@ -82,31 +83,56 @@ class ChatTemplate:
     def _as_dict(self, message: Message, position: int) -> dict[str, Any]:
         """The message as templates expect it: text content, and the arguments of calls as objects."""
         where = f"messages[{position}]"
-        role = "system" if message.role == "developer" and not self._knows_developer else message.role
-        content = text_of(message.content, where)
-        if content is None and not message.tool_calls:
+        role: str = message.role
+        if role == "developer" and not self._knows_developer:
+            role = "system"
+        elif role == "function":  # the older name of what templates know
+            role = "tool"
+        content, calls = text_of(message, where), _calls(message)
+        if content is None and not calls:
             raise _refusal(f"{where}: `content` is missing.")
         conversation: dict[str, Any] = {"role": role, "content": content}
         for name in ("name", "tool_call_id", "reasoning_content"):
             if (value := getattr(message, name)) is not None:
                 conversation[name] = value
-        if message.tool_calls:
+        if calls:
             conversation["tool_calls"] = [
                 {
                     "id": call.id,
                     "type": call.type,
                     "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments, where)},
                 }
-                for call in message.tool_calls
+                for call in calls
             ]
         return conversation
 
 
-def text_of(content: str | list[ContentPart] | None, where: str = "content") -> str | None:
-    """A message's text. Raises ApiError for parts that are no text."""
-    if content is None or isinstance(content, str):
-        return content
-    return SEPARATOR.join(_part(part, where) for part in content)
+def text_of(message: Message, where: str = "content") -> str | None:
+    """A message's text, which may be a refusal to say anything else. Raises ApiError for parts that are no text."""
+    content = message.content
+    if isinstance(content, list):
+        content = SEPARATOR.join(_part(part, where) for part in content)
+    return content or message.refusal or content
+
+
+def _calls(message: Message) -> list[ToolCall]:
+    """All calls that the message makes, also the one that is spelt the older way."""
+    calls = list(message.tool_calls or ())
+    if message.function_call is not None:
+        calls.append(ToolCall(message.function_call))
+    return calls
+
+
+def weight(messages: Sequence[Message]) -> int:
+    """Characters that the work on a conversation is about; a message costs something even when it is empty."""
+    size = 0
+    for message in messages:
+        content = message.content or ""
+        texts = [content] if isinstance(content, str) else [part.text or part.refusal or "" for part in content]
+        texts += [message.refusal or "", message.reasoning_content or ""]
+        texts += [call.function.arguments for call in _calls(message)]
+        size += MESSAGE_WEIGHT + sum(map(len, texts))
+    return size
 
 
 def _part(part: ContentPart, where: str) -> str:

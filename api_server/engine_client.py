@@ -14,7 +14,7 @@ from typing import Final
 from api_server.errors import ApiError
 from api_server.stream import Stream, Submission
 from protocol import messages as wire
-from protocol.channel import ClientChannel, Link
+from protocol.channel import ClientChannel, Link, TooLarge
 from protocol.metrics import EngineMetrics
 
 logger: Final = logging.getLogger("tokenwire.engine_client")
@@ -132,6 +132,9 @@ class EngineClient:
             if not self._send(self._generate(submission, first_handle, key)):
                 raise ApiError("engine_restarting", "The engine can't be reached.")
             await stream.accepted
+        except TooLarge as error:
+            stream.close()
+            raise ApiError("request_too_large", "The request is larger than the engine takes.") from error
         except BaseException:
             stream.close()
             raise

@@ -1,4 +1,5 @@
-"""What surrounds every request: its label, its one log line, and the last resort for exceptions nobody expected."""
+"""What surrounds every request: its label, its one log line, what browsers of other origins must see on every response,
+and the last resort for exceptions nobody expected."""
 
 import asyncio
 import logging
@@ -10,19 +11,21 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api_server.cors import Cors, Headers
 from api_server.errors import ApiError
 from api_server.respond import ErrorResponse
 
 logger: Final = logging.getLogger("tokenwire.request")
 
-_ACCEPTABLE: Final = re.compile(rb"[\w.-]{1,128}", re.ASCII)
+_ACCEPTABLE: Final = re.compile(rb"[\x21-\x7e]{1,256}")  # what load balancers and tracers make: visible ASCII
 
 
 class Envelope:
     """The outermost layer. Sets `state.request_id` and answers with X-Request-Id; it is a label, with no authority."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, cors: Cors) -> None:
         self.app = app
+        self.cors = cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -33,14 +36,17 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        await _Exchange(request_id).run(self.app, scope, receive, send)
+        app = self.cors.preflight(scope) or self.app
+        await _Exchange(request_id, self.cors.headers(scope)).run(app, scope, receive, send)
 
 
 class _Exchange:
     """One request and what became of it."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, headers: Headers) -> None:
+        """`headers` are for the response, whatever it will be."""
         self.request_id = request_id
+        self.headers: Final = [(b"x-request-id", request_id.encode()), *headers]
         self.status = 0
         self.complete = False
         self.left = False  # the client went away before the response was complete
@@ -51,7 +57,7 @@ class _Exchange:
         def label(message: Message) -> Awaitable[None]:  # not a coroutine itself: this is on every token's way
             if message["type"] == "http.response.start":
                 self.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+                message["headers"] = [*message.get("headers", ()), *self.headers]
             elif not message.get("more_body", False):
                 self.complete = True
             return send(message)

@@ -5,6 +5,7 @@ by whatever way, closes the engine's stream, and that is the abort.
 """
 
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Never
 
@@ -31,15 +32,20 @@ async def reply(request: Request, job: Job, renderer: Renderer) -> ASGIApp:
     whole_s = min(config.request_timeout_s, job.timeout_s or config.request_timeout_s)
     deadline = Deadline(config.first_token_timeout_s, whole_s)
     key: bytes = request.state.key_digest
-    try:
+    with ExitStack() as owned:
+        owned.callback(deadline.close)
         if not job.stream:
             body = await until_disconnect(request, _whole(front.engine, key, job, renderer, deadline))
             return Response(body, media_type="application/json")
-        stream = await until_disconnect(request, deadline.wait(lambda: front.engine.submit(job.submission, key)))
-    except BaseException:
-        deadline.close()
-        raise
-    return EventStream(Chunks(stream, job, renderer, deadline), job.submission.rid)
+        stream = await until_disconnect(request, _open(front.engine, key, job, deadline, owned))
+        owned.pop_all()  # from here on it is for the chunks to close
+        return EventStream(Chunks(stream, job, renderer, deadline), job.submission.rid)
+
+
+async def _open(engine: EngineClient, key: bytes, job: Job, deadline: Deadline, owner: ExitStack) -> Stream:
+    """The engine's stream. It has its owner before this task ends, because a task's result is lost if who waits for it
+    is cancelled just then."""
+    return owner.enter_context(await deadline.wait(lambda: engine.submit(job.submission, key)))
 
 
 async def _whole(engine: EngineClient, key: bytes, job: Job, renderer: Renderer, deadline: Deadline) -> bytes:
@@ -50,7 +56,6 @@ async def _whole(engine: EngineClient, key: bytes, job: Job, renderer: Renderer,
         while not answer.finished:
             for piece in await next_pieces(stream, answer, deadline):
                 pieces.setdefault(piece.index, []).append(piece)
-    deadline.close()
     return renderer.whole([join(pieces[index]) for index in sorted(pieces)], answer.usage)
 
 
@@ -80,7 +85,7 @@ class Chunks(AsyncGenerator[bytes, None]):
         self._answer: Final = Answer(job)
         self._renderer: Final = renderer
         self._deadline: Final = deadline
-        self._usage_in_chunks: Final = job.continuous_usage
+        self._counts: Final = job.continuous_usage
         self._begun = False
         self._ended = False
 
@@ -102,13 +107,21 @@ class Chunks(AsyncGenerator[bytes, None]):
         answer, renderer = self._answer, self._renderer
         while True:
             pieces = await next_pieces(self._stream, answer, self._deadline)
-            usage = answer.usage if self._usage_in_chunks else None
-            chunks = [renderer.chunk(piece, usage) for piece in pieces]
+            chunks = self._counted(pieces) if self._counts else [renderer.chunk(piece, None) for piece in pieces]
             if answer.finished:
                 self._end()
                 return b"".join([*chunks, renderer.tail(answer.usage)])
             if data := b"".join(chunks):
                 return data
+
+    def _counted(self, pieces: list[Piece]) -> list[bytes]:
+        """The chunks of pieces that came together, each with the usage up to it."""
+        chunks = []
+        later = sum(len(piece.tokens) for piece in pieces)
+        for piece in pieces:
+            later -= len(piece.tokens)
+            chunks.append(self._renderer.chunk(piece, self._answer.usage.before(later)))
+        return chunks
 
     async def athrow(
         self,

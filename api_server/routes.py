@@ -1,6 +1,6 @@
 """The one table of routes: what is served where."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from starlette.requests import Request
@@ -11,18 +11,14 @@ from api_server.endpoints import chat, completions, generate, models, ops, strea
 GET: Final = ("GET", "HEAD")
 POST: Final = ("POST",)
 
+Handler = Callable[[Request], Awaitable[Any]]
+
 
 class Endpoint(NamedTuple):
     path: str
     methods: tuple[str, ...]
-    handler: Callable[[Request], Awaitable[Any]]
+    handler: Handler
     name: str
-
-    def route(self) -> Route:
-        """Starlette adds HEAD to every GET, but it must not start a generation: only the table's methods are served."""
-        route = Route(self.path, self.handler, methods=self.methods, name=self.name)
-        route.methods = set(self.methods)
-        return route
 
 
 HEALTH: Final = (
@@ -45,3 +41,23 @@ API: Final = (
     Endpoint("/tokenize", POST, tokenize.tokenize, "tokenize"),
     Endpoint("/detokenize", POST, tokenize.detokenize, "detokenize"),
 )
+
+
+def make_routes(endpoints: Iterable[Endpoint]) -> list[Route]:
+    """One route per path, so that a 405 names every method that the path has."""
+    paths: dict[str, list[Endpoint]] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path, []).append(endpoint)
+    return [_route(path, found) for path, found in paths.items()]
+
+
+def _route(path: str, endpoints: list[Endpoint]) -> Route:
+    """Starlette adds HEAD to every GET, but it must not start a generation: only the table's methods are served."""
+    handlers = {method: endpoint.handler for endpoint in endpoints for method in endpoint.methods}
+
+    async def handle(request: Request) -> Any:
+        return await handlers[request.method](request)
+
+    route = Route(path, handle, name=endpoints[0].name)
+    route.methods = set(handlers)
+    return route

@@ -24,13 +24,19 @@ class StopMatcher:
         self._include: Final = include  # whether the stop string itself is shown
         self._held = ""
 
-    def feed(self, text: str) -> str | Hit:
-        """The text that can be shown now, or the Hit that ends it. Not to be fed again after a Hit."""
+    def feed(self, text: str, *, armed: bool = True) -> str | Hit:
+        """The text that can be shown now, or the Hit that ends it. Not to be fed again after a Hit.
+
+        A stop string that is complete in a text fed with `armed` off is text like any other; one that merely begins
+        there may still be completed later, and so is held back.
+        """
+        seen = len(self._held)
         text = self._held + text
-        # A stop string that is complete only now begins in what was held back, so the search never misses one.
-        for stop in self._stops:
-            if stop in text:
-                return self._hit(text)
+        if armed:
+            # A stop string that is complete only now begins in what was held back, so the search never misses one.
+            ends = [(start + len(stop), start, stop) for stop in self._stops if (start := _find(text, stop, seen)) >= 0]
+            if ends:
+                return self._hit(text, *min(ends))
         begin = self._possible_start(text)
         self._held = text[begin:]
         return text[:begin]
@@ -40,9 +46,7 @@ class StopMatcher:
         text, self._held = self._held, ""
         return text
 
-    def _hit(self, text: str) -> Hit:
-        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
-        end, start, stop = min(found)
+    def _hit(self, text: str, end: int, start: int, stop: str) -> Hit:
         self._held = ""
         return Hit(text[: end if self._include else start], stop)
 
@@ -57,3 +61,8 @@ class StopMatcher:
                     break
                 start = text.find(stop[0], start + 1, earliest)
         return earliest
+
+
+def _find(text: str, stop: str, seen: int) -> int:
+    """Where the first `stop` begins that ends behind the first `seen` characters; -1 if there is none."""
+    return text.find(stop, max(0, seen - len(stop) + 1))

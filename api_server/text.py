@@ -20,7 +20,8 @@ class Piece(Struct, gc=False):
     """What one delta adds to a sequence. `index` is prompt * n + choice; `pos` counts its output tokens, these
     included.
 
-    `texts` is what became visible with each token: joined it is the text. `offsets` is where each token begins in the
+    `texts` is what became visible with each token, `rest` what became visible only because the sequence ended, if the
+    engine told that after the last token; joined they are the text. `offsets` is where each token begins in the
     sequence's decoded text, in characters. `stopped` says that a stop string ended the sequence at `pos`, which the
     engine does not know yet.
     """
@@ -29,6 +30,7 @@ class Piece(Struct, gc=False):
     texts: list[str]
     tokens: list[int]
     pos: int
+    rest: str = ""
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
     stopped: bool = False
@@ -38,7 +40,7 @@ class Piece(Struct, gc=False):
 
     @property
     def text(self) -> str:
-        return self.texts[0] if len(self.texts) == 1 else "".join(self.texts)
+        return self.texts[0] if len(self.texts) == 1 and not self.rest else "".join(self.texts) + self.rest
 
 
 class SequenceText:
@@ -66,18 +68,20 @@ class SequenceText:
         piece = Piece(self._index, [], delta.tokens, 0, first=delta.first, logprobs=delta.logprobs)
         if delta.logprobs is not None:
             piece.offsets = []
-        hit = self._decode(delta, piece)
+        stop = self._decode(delta, piece)
+        if delta.finish is not None and not delta.tokens:
+            piece.rest, stop = self._show(self._detokenizer.flush(), ends=True)
         piece.pos = self.pos
-        if hit is not None:
-            self._cut(piece, hit)
+        if stop is not None:
+            self._cut(piece, stop)
         elif delta.finish is not None:
             piece.finish = delta.finish
             piece.stop_reason = delta.stop_token
         self.finished = piece.finish is not None
         return piece
 
-    def _decode(self, delta: Delta, piece: Piece) -> Hit | None:
-        """Adds the visible text of each token to `piece`, up to the stop string that is found."""
+    def _decode(self, delta: Delta, piece: Piece) -> str | None:
+        """Adds the visible text of each token to `piece`, up to the stop string that is found, which is returned."""
         last = len(delta.tokens) - 1 if delta.finish is not None else -1
         silent = last if delta.finish is FinishReason.STOP and not self._shows_end else -1
         texts, offsets, step = piece.texts, piece.offsets, self._detokenizer.step
@@ -89,21 +93,29 @@ class SequenceText:
                 text += self._detokenizer.flush()
             self._length += len(text)
             self.pos += 1
-            if self._matcher is None or self.pos <= self._min_tokens:
+            if self._matcher is None:
                 texts.append(text)
                 continue
-            shown = self._matcher.feed(text)
-            if isinstance(shown, Hit):
-                texts.append(shown.text)
-                return shown
-            texts.append(shown + self._matcher.flush() if i == last else shown)
-        if delta.finish is not None and not delta.tokens:  # told after its last token
-            texts.append((self._matcher.flush() if self._matcher else "") + self._detokenizer.flush())
+            shown, stop = self._show(text, ends=i == last)
+            texts.append(shown)
+            if stop is not None:
+                return stop
         return None
 
-    def _cut(self, piece: Piece, hit: Hit) -> None:
+    def _show(self, text: str, *, ends: bool) -> tuple[str, str | None]:
+        """What becomes visible with `text`, decoded up to `pos`, and the stop string that is complete with it. `ends`:
+        no text follows."""
+        matcher = self._matcher
+        if matcher is None:
+            return text, None
+        shown = matcher.feed(text, armed=self.pos > self._min_tokens)
+        if isinstance(shown, Hit):
+            return shown
+        return (shown + matcher.flush() if ends else shown), None
+
+    def _cut(self, piece: Piece, stop: str) -> None:
         count = len(piece.texts)
-        piece.finish, piece.stop_reason, piece.stopped = FinishReason.STOP, hit.stop, True
+        piece.finish, piece.stop_reason, piece.stopped = FinishReason.STOP, stop, True
         piece.tokens = piece.tokens[:count]
         piece.logprobs = piece.logprobs and piece.logprobs[:count]
 
@@ -159,7 +171,7 @@ class Answer:
 def join(pieces: Sequence[Piece]) -> Piece:
     """The whole of one sequence, from its pieces in order."""
     last = pieces[-1]
-    whole = Piece(last.index, [], [], last.pos, last.finish, last.stop_reason, first=pieces[0].first)
+    whole = Piece(last.index, [], [], last.pos, last.rest, last.finish, last.stop_reason, first=pieces[0].first)
     if last.logprobs is not None:
         whole.logprobs, whole.offsets = [], []
     for piece in pieces:

@@ -14,7 +14,7 @@ from typing import Final, Generic, Protocol, TypeVar
 import msgspec
 
 from engine_core.batch import Batch
-from engine_core.delivery import HEARTBEAT_S, Delivery
+from engine_core.delivery import HEARTBEAT_S, RETRY_S, Delivery
 from engine_core.request import Request
 from engine_core.scheduler import Sampled, Scheduler
 from engine_core.stats import Stats
@@ -24,7 +24,7 @@ from protocol.validate import InvalidRequest, check
 
 logger: Final = logging.getLogger("tokenwire.engine_core")
 
-METRICS_S: Final = 0.5  # how often the frontends get the metrics text
+METRICS_S: Final = 0.5  # how often the frontends get the metrics
 LONG_STEP_S: Final = 0.5  # a step that should take longer is announced before it starts
 LEASE_S: Final = 3.0  # within which the next Step comes, if nothing longer was announced
 LEASE_FACTOR: Final = 4.0  # a step may take so much longer than expected before it counts as stuck
@@ -101,9 +101,17 @@ class EngineCore(Generic[Pending]):
         self._was_idle = True
 
     def run(self) -> None:
+        """Until a drain has ended. Whatever else ends it is told to the frontends, and raised."""
+        try:
+            self._loop()
+        except BaseException as error:
+            self._delivery.broadcast(wire.Dying(self._welcome.epoch, f"{type(error).__name__}: {error}"))
+            raise
+
+    def _loop(self) -> None:
         flights: deque[Flight[Pending]] = deque()
         while not self._stopping:
-            for peer, command in self._channel.receive(HEARTBEAT_S if self._scheduler.idle else 0.0):
+            for peer, command in self._channel.receive(self._patience_s):
                 self._handle(peer, command)
             launched = self._launch()
             if launched is not None:
@@ -111,9 +119,21 @@ class EngineCore(Generic[Pending]):
             if len(flights) > self._overlap or (flights and launched is None):
                 self._settle(flights.popleft())
             self._publish(LEASE_S)
-            if self._drain_until_s is not None and (self._scheduler.idle or self._clock() >= self._drain_until_s):
+            if self._drain_until_s is not None and (self._done or self._clock() >= self._drain_until_s):
                 break
         self._dismiss()
+
+    @property
+    def _done(self) -> bool:
+        """Everything is computed, given back and delivered."""
+        return self._scheduler.idle and self._delivery.settled
+
+    @property
+    def _patience_s(self) -> float:
+        """How long to wait for a command."""
+        if not self._scheduler.idle:
+            return 0.0
+        return HEARTBEAT_S if self._delivery.settled else RETRY_S
 
     def drain(self, limit_s: float) -> None:
         """Takes no new requests, and ends with the last of the running ones or after `limit_s`. Told again, it ends
@@ -128,10 +148,9 @@ class EngineCore(Generic[Pending]):
             case wire.Hello(version=version, frontend=name):
                 if version == wire.PROTOCOL_VERSION:
                     self._end(self._delivery.join(peer, name))
-                self._channel.send(peer, self._greeting(command))
+                self._delivery.notify(peer, self._greeting(command))
             case wire.Generate():
-                if peer in self._delivery.frontends:
-                    self._delivery.notify(peer, self._answer(peer, command))
+                self._delivery.notify(peer, self._answer(peer, command))
             case wire.Abort(handles=handles):
                 found = [self._delivery.find(peer, handle) for handle in handles]
                 self._end([request for request in found if request is not None])
@@ -149,22 +168,19 @@ class EngineCore(Generic[Pending]):
     def _answer(self, peer: bytes, command: wire.Generate) -> wire.Accepted | wire.Rejected:
         """Takes the request in, whole, or says why not."""
         epoch, limits = self._welcome.epoch, self._welcome.limits
+        if command.epoch != epoch or peer not in self._delivery.frontends:
+            return wire.Rejected(epoch, command.rid, "engine_restarting", "The engine has not met this frontend yet.")
         try:
             check(command, self._welcome.card, limits)
         except InvalidRequest as error:
             return wire.Rejected(epoch, command.rid, error.code, error.message, error.param)
-        if command.epoch != epoch:
-            return wire.Rejected(
-                epoch, command.rid, "engine_restarting", "The request was meant for an earlier engine."
-            )
         if self._drain_until_s is not None:
             return wire.Rejected(epoch, command.rid, "draining", "The server is shutting down.")
         waiting = self._scheduler.queued_requests
         if waiting >= limits.max_queued_requests:
             return wire.Rejected(epoch, command.rid, "queue_full", f"{waiting} requests are waiting already.")
-        tokens = self._scheduler.queued_tokens
-        if waiting and limits.max_queued_tokens and tokens >= limits.max_queued_tokens:
-            return wire.Rejected(epoch, command.rid, "queue_full", f"{tokens} tokens are waiting already.")
+        if waiting and limits.max_queued_tokens and self._scheduler.queued_tokens >= limits.max_queued_tokens:
+            return wire.Rejected(epoch, command.rid, "queue_full", "Too many tokens are waiting already.")
         requests = self._requests(peer, command)
         if any(self._delivery.find(peer, request.handle) is not None for request in requests):
             return wire.Rejected(epoch, command.rid, "internal_error", "A handle is in use already.")
@@ -186,7 +202,7 @@ class EngineCore(Generic[Pending]):
                 seed=command.seed,
                 choice=sequence.choice,
                 out=sequence.out,
-                salt=command.key + b"/" + command.salt,
+                salt=bytes([len(command.key)]) + command.key + command.salt,
                 priority=command.priority,
                 arrival_s=self._clock(),
                 leader=leaders.get(sequence.prompt),
@@ -208,7 +224,7 @@ class EngineCore(Generic[Pending]):
         """Tells those who still wait that nothing more will come."""
         epoch = self._welcome.epoch
         for frontend in list(self._delivery.frontends.values()):
-            if handles := [handle for handle, request in frontend.requests.items() if not request.ended]:
+            if handles := list(frontend.requests):
                 failed = wire.Failed(epoch, handles, "draining", "The server shut down before this was complete.")
                 self._delivery.notify(frontend.peer, failed)
 

@@ -14,6 +14,8 @@ from protocol.channel import Sent
 from protocol.messages import Delta, Event, Load, Step
 
 HEARTBEAT_S: Final = 1.0
+RETRY_S: Final = 0.02  # after a frontend took nothing, until it is asked again
+STEP_NUMBERS: Final = 250_000  # about as many numbers go into one Step: some two megabytes
 # Acceptances and refusals that may wait for one frontend. Its own queue holds fewer commands, so one that takes nothing
 # can't fill this.
 NOTICES_MAX: Final = 4096
@@ -31,6 +33,7 @@ class Frontend:
         self.news: dict[int, Request] = {}  # those with something undelivered
         self.notices: deque[Event] = deque(maxlen=NOTICES_MAX)  # go out before the next Step
         self.sent_s = 0.0  # when it last took a Step
+        self.retry_s = 0.0  # it is full, and not asked again before
 
 
 class Delivery:
@@ -78,30 +81,43 @@ class Delivery:
                 frontend.news[request.handle] = request
 
     def notify(self, peer: bytes, event: Event) -> None:
-        """Sends, or keeps for the next flush."""
+        """Sends, or keeps for the next flush. A peer that has not joined is told once, for what it is worth."""
         if (frontend := self.frontends.get(peer)) is not None:
             frontend.notices.append(event)
             self._send_notices(frontend)
+        else:
+            self._send(peer, event)
 
     def broadcast(self, event: Event) -> None:
         """To whoever can take it right now."""
         for peer in self.frontends:
             self._send(peer, event)
 
+    @property
+    def settled(self) -> bool:
+        """There is nothing that a frontend has yet to take."""
+        return not any(frontend.news or frontend.notices for frontend in self.frontends.values())
+
     def flush(self, step: int, lease_s: float, load: Load, now_s: float, *, announce: bool = False) -> list[Request]:
         """Everything undelivered, and a heartbeat to those that had none for a second (all of them, to `announce` a new
         lease). Returns the requests of frontends that turn out to be gone."""
         orphans = []
         for frontend in list(self.frontends.values()):
+            if now_s < frontend.retry_s:
+                continue
             outcome = self._send_notices(frontend)
-            due = announce or frontend.news or now_s - frontend.sent_s >= HEARTBEAT_S
-            if outcome is Sent.YES and due:
-                deltas = [_delta(request) for request in frontend.news.values()]
+            due = announce or bool(frontend.news) or now_s - frontend.sent_s >= HEARTBEAT_S
+            while outcome is Sent.YES and due:
+                some = _portion(frontend.news.values())
+                deltas = [_delta(request) for request in some]
                 outcome = self._send(frontend.peer, Step(self._epoch, step, lease_s, deltas, load))
                 if outcome is Sent.YES:
                     frontend.sent_s = now_s
-                    self._delivered(frontend)
-            if outcome is Sent.GONE:
+                    self._delivered(frontend, some)
+                    due = bool(frontend.news)
+            if outcome is Sent.FULL:
+                frontend.retry_s = now_s + RETRY_S
+            elif outcome is Sent.GONE:
                 orphans += self.leave(frontend.peer)
         return orphans
 
@@ -113,12 +129,27 @@ class Delivery:
             frontend.notices.popleft()
         return Sent.YES
 
-    def _delivered(self, frontend: Frontend) -> None:
-        for request in frontend.news.values():
+    def _delivered(self, frontend: Frontend, requests: Iterable[Request]) -> None:
+        for request in requests:
             request.delivered = request.out_len
+            del frontend.news[request.handle]
             if request.ended:
                 del frontend.requests[request.handle]
-        frontend.news.clear()
+
+
+def _portion(requests: Iterable[Request]) -> list[Request]:
+    """The first of them, as many as fit into one Step, and one at least: what a frontend has not taken for long may be
+    more than a message can hold."""
+    chosen: list[Request] = []
+    numbers = 0
+    for request in requests:
+        tokens = request.out_len - request.delivered
+        logprobs = request.sampling.logprobs
+        numbers += tokens if logprobs is None else tokens * (4 + 2 * logprobs)
+        if chosen and numbers > STEP_NUMBERS:
+            break
+        chosen.append(request)
+    return chosen
 
 
 def _delta(request: Request) -> Delta:

@@ -1,8 +1,10 @@
 """Continuous batching: before every step, which requests run and with how many tokens each.
 
 There are no phases. A request has tokens whose keys and values are still missing; a step computes some of them for as
-many requests as the token budget and the blocks allow, decodes (one token missing) before prefills. When blocks run
-out, the request that came last gives all of its own back and waits to be computed again.
+many requests as the token budget and the blocks allow: decodes (one token missing) first, then prefills and newcomers
+by rank, which is priority and then arrival. When blocks run out, the last in rank gives all of its own back and waits
+to be computed again. A newcomer never throws out who runs already, and nobody overtakes a newcomer for whom there are
+not enough blocks.
 
 Pure policy: no tensors, no clock, no I/O. `schedule` is the only place where blocks go back.
 """
@@ -11,6 +13,7 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import merge
 from itertools import count
 
 from engine_core.batch import Batch, Row
@@ -62,26 +65,27 @@ class Scheduler:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.running: list[Request] = []
-        self.waiting: list[Request] = []  # sorted by rank
+        self.running: list[Request] = []  # these two sorted by rank
+        self.waiting: list[Request] = []
         self._index = index
         self._block_size = block_size
         self._eos = frozenset(eos_token_ids)
         self._free_slots = list(range(max_num_seqs))
         self._waiting_of: Counter[str] = Counter()  # sequences per request id
         self._arrivals = count()
+        self._short_of_blocks = False  # in the last step that was made: whoever waits, waits for blocks
 
     # ------------------------------------------------------------------------------------------------ requests
 
     @property
     def idle(self) -> bool:
-        """Nothing to run and nothing to give back."""
+        """Nothing to run, and nothing to give back: an ended request holds its blocks until the next `schedule`."""
         return not self.running and not self.waiting
 
     @property
     def queued_requests(self) -> int:
-        """Requests (not sequences) beyond what the next step can take in."""
-        return max(0, len(self._waiting_of) - len(self._free_slots))
+        """Requests (not sequences) beyond those that may come in with the next step."""
+        return max(0, len(self._waiting_of) - (0 if self._short_of_blocks else len(self._free_slots)))
 
     @property
     def queued_tokens(self) -> int:
@@ -110,14 +114,22 @@ class Scheduler:
         self._retire()
         batch = Batch()
         budget = self.max_num_batched_tokens
-        preempted = self.counters.preemptions
+        preemptions = self.counters.preemptions
         decodes = [request for request in self.running if request.decoding]
         prefills = [request for request in self.running if not request.decoding]
-        for request in (*decodes, *prefills):
-            if budget and request.slot != NO_SLOT:  # an earlier turn may have preempted it
-                budget -= self._grow(request, budget, batch)
-        if self.counters.preemptions == preempted:
-            self._admit(budget, batch, now_s)
+        for request in decodes:
+            budget -= self._grow(request, budget, batch)
+        newcomers = list(self.waiting) if self._free_slots else []
+        self._short_of_blocks = False
+        for request in merge(prefills, newcomers, key=_rank):
+            if not budget:
+                break
+            self._short_of_blocks |= self.counters.preemptions > preemptions
+            if request.slot == NO_SLOT and not (self._short_of_blocks or self._follows(request)):
+                self._admit(request, batch, now_s)
+            budget -= self._grow(request, budget, batch)
+        for row in batch.rows:
+            row.request.in_flight += 1
         return batch if batch.rows else None
 
     def commit(self, batch: Batch, sampled: Sequence[Sampled], now_s: float) -> list[Request]:
@@ -140,41 +152,34 @@ class Scheduler:
 
     def _grow(self, request: Request, budget: int, batch: Batch) -> int:
         """Gives a running request its next tokens and the blocks for them, preempting the last comer where it must.
-        Returns how many tokens it got."""
-        if request.in_flight or request.ended:
-            return 0
+        Returns what that takes from the budget."""
         tokens = min(request.pending, budget)
+        if tokens <= 0 or request.slot == NO_SLOT or request.in_flight or request.ended:
+            return 0
+        returned = 0
         while (lacking := self._lacking(request, tokens)) > self.pool.available:
-            # Those in flight, in this very batch among them, keep their blocks. The request itself is a candidate.
+            # Whatever is in flight keeps its blocks. The request itself is a candidate.
             victim = max((other for other in self.running if not other.in_flight), key=_rank)
-            self._preempt(victim)
+            returned += self._preempt(victim, batch)
             if victim is request:
-                return 0
-        self._put(request, tokens, lacking, batch)
-        return tokens
+                return -returned
+        if lacking:
+            request.blocks += self.pool.allocate(lacking)
+        batch.rows.append(Row(request, request.computed, tokens, samples=tokens == request.pending))
+        request.computed += tokens
+        return tokens - returned
 
-    def _admit(self, budget: int, batch: Batch, now_s: float) -> None:
-        """Takes in waiting requests in order, as long as each has room for all of its tokens so far."""
-        if not self.waiting or not budget or not self._free_slots:
-            return
-        # Blocks that running prefills still have to come, and one for each sequence to grow into: whoever comes in
-        # without them is the next to be thrown out.
-        reserved = sum(max(1, self._lacking(request, request.pending)) for request in self.running)
-        for request in list(self.waiting):
-            if self._follows(request):
-                continue
-            shared = self._match(request)
-            fresh = self._blocks_for(len(request.tokens)) - len(shared)
-            revived = sum(self.pool.is_free(block) for block in shared)
-            if fresh + revived > self.pool.available - reserved:
-                return
+    def _admit(self, request: Request, batch: Batch, now_s: float) -> None:
+        """Gives a waiting request a slot, if there are blocks for all of its tokens so far. Those that running prefills
+        still have to come are not counted on, and neither is one for each sequence to grow into: whoever came in with
+        these would be the next to be thrown out."""
+        reserved = sum(max(1, self._lacking(other, other.pending)) for other in self.running)
+        shared = self._match(request)
+        fresh = self._blocks_for(len(request.tokens)) - len(shared)
+        revived = sum(self.pool.is_free(block) for block in shared)
+        self._short_of_blocks = fresh + revived > self.pool.available - reserved
+        if not self._short_of_blocks and self._free_slots:
             self._start(request, shared, batch, now_s)
-            tokens = min(request.pending, budget)
-            self._put(request, tokens, self._lacking(request, tokens), batch)
-            budget -= tokens
-            if not budget or not self._free_slots:
-                return
-            reserved += max(1, self._lacking(request, request.pending))
 
     def _follows(self, request: Request) -> bool:
         """A sibling is computing the prompt they share: its blocks are worth waiting for."""
@@ -184,8 +189,7 @@ class Scheduler:
             and leader is not None
             and leader.slot != NO_SLOT
             and not leader.ended
-            and leader.out_len == 0
-            and request.prompt_len > self._block_size
+            and leader.sealed < leader.prompt_len // self._block_size
         )
 
     def _match(self, request: Request) -> list[int]:
@@ -193,6 +197,8 @@ class Scheduler:
         if self._index is None:
             return []
         full = (len(request.tokens) - 1) // self._block_size
+        if not request.hashes and request.leader is not None:
+            request.hashes = request.leader.hashes[: request.prompt_len // self._block_size]
         extend_chain(request.hashes, request.tokens, self._block_size, request.salt, full)
         return self._index.match(request.hashes[:full])
 
@@ -203,7 +209,7 @@ class Scheduler:
         request.sealed = len(shared)
         request.computed = len(shared) * self._block_size
         request.slot = self._free_slots.pop()
-        self.running.append(request)
+        insort(self.running, request, key=_rank)
         batch.admitted.append(request)
         if self._index is not None:
             self.counters.prefix_queries += len(request.tokens)
@@ -212,32 +218,32 @@ class Scheduler:
             request.cached = min(request.computed, request.prompt_len)
             request.first_scheduled_s = now_s
 
-    def _put(self, request: Request, tokens: int, lacking: int, batch: Batch) -> None:
-        """Into the batch with its next tokens, which are in flight from here on. The blocks it lacks are there."""
-        if lacking:
-            request.blocks += self.pool.allocate(lacking)
-        batch.rows.append(Row(request, request.computed, tokens, samples=tokens == request.pending))
-        request.computed += tokens
-        request.in_flight += 1
-
     def _lacking(self, request: Request, tokens: int) -> int:
         """Blocks that its next `tokens` need beyond those it has."""
         return self._blocks_for(request.computed + tokens) - len(request.blocks)
 
-    def _preempt(self, request: Request) -> None:
-        """Back into the queue, in its old place, to be computed again."""
+    def _preempt(self, request: Request, batch: Batch) -> int:
+        """Back into the queue, in its old place, to be computed again; out of the batch being made, if it is in it.
+        Returns the tokens that this takes out of the batch."""
+        returned = 0
+        for row in [row for row in batch.rows if row.request is request]:
+            batch.rows.remove(row)
+            returned += row.count
+        if request in batch.admitted:
+            batch.admitted.remove(request)
         self._leave(request)
         request.computed = 0
         request.preemptions += 1
         self.counters.preemptions += 1
         self.add(request)
+        return returned
 
     def _retire(self) -> None:
         for request in [request for request in self.running if request.ended and not request.in_flight]:
             self._leave(request)
 
     def _leave(self, request: Request) -> None:
-        self.running.remove(request)
+        del self.running[bisect_left(self.running, _rank(request), key=_rank)]
         self.pool.release(request.blocks)
         request.blocks = []
         self._free_slots.append(request.slot)

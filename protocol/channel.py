@@ -30,11 +30,16 @@ CLIENT_MAX_BYTES: Final = 64 << 20  # an event: a Welcome may carry a 30 MB toke
 ENGINE_HIGH_WATER: Final = 256  # steps a frontend may be behind before its tokens wait in the log
 CLIENT_HIGH_WATER: Final = 1024  # commands that may wait for an engine in a long step
 RECEIVE_BATCH: Final = 1024  # frames taken before the engine turns to its next step
+LINGER_MS: Final = 1000
 IPC_PATH_MAX: Final = 107  # sun_path, less the final NUL
 
 
 class EndpointInUse(OSError):
     """Another engine holds this endpoint."""
+
+
+class TooLarge(ValueError):
+    """The message is larger than the other end would take."""
 
 
 class BadEndpoint(ValueError):
@@ -123,9 +128,13 @@ class EngineChannel:
         return commands
 
     def send(self, peer: bytes, event: Event) -> Sent:
-        """Hands the event to the peer's queue, or says why not. Never blocks."""
+        """Hands the event to the peer's queue, or says why not. Never blocks. Raises TooLarge for one that would cost
+        the peer its connection."""
+        frame = encode(event)
+        if len(frame) > CLIENT_MAX_BYTES:
+            raise TooLarge(f"a {type(event).__name__} of {len(frame)} bytes, at most {CLIENT_MAX_BYTES}")
         try:
-            self._socket.send_multipart((peer, encode(event)), zmq.DONTWAIT)
+            self._socket.send_multipart((peer, frame), zmq.DONTWAIT)
         except zmq.Again:
             return Sent.FULL
         except zmq.ZMQError as error:
@@ -135,7 +144,7 @@ class EngineChannel:
         return Sent.YES
 
     def close(self) -> None:
-        self._socket.close(linger=200)  # milliseconds: last words (Dying) may still go out
+        self._socket.close(linger=LINGER_MS)  # last words may still go out
         self._context.term()
         if self._lock is not None:
             os.close(self._lock)
@@ -181,9 +190,13 @@ class ClientChannel:
         return self._socket.fileno(), self._monitor.fileno()
 
     def send(self, command: Command) -> bool:
-        """False if no engine is connected or its queue is full: nothing was sent. Never blocks."""
+        """False if no engine is connected or its queue is full: nothing was sent. Never blocks. Raises TooLarge for one
+        that would cost the connection."""
+        frame = encode(command)
+        if len(frame) > ENGINE_MAX_BYTES:
+            raise TooLarge(f"a {type(command).__name__} of {len(frame)} bytes, at most {ENGINE_MAX_BYTES}")
         try:
-            self._socket.send(encode(command), zmq.DONTWAIT)
+            self._socket.send(frame, zmq.DONTWAIT)
         except zmq.Again:
             return False
         return True

@@ -82,7 +82,8 @@ class Abort(Struct, tag=3, frozen=True, array_like=True, omit_defaults=True, gc=
 
 
 class Stop(Struct, tag=4, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """The frontend found a stop string that is complete at output position `pos`: a success, with the log cut there."""
+    """The frontend found a stop string that is complete at output position `pos`: a success, whose log ends there for
+    whoever resumes it."""
 
     handle: Handle
     pos: Annotated[int, Meta(ge=0, lt=2**31)]

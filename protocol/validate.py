@@ -67,6 +67,8 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
         raise InvalidRequest(
             f"min_tokens {sampling.min_tokens} is above max_tokens {sampling.max_tokens}", "min_tokens"
         )
+    if sampling.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs is not supported yet", "prompt_logprobs", "unsupported_parameter")
     named = {
         "stop_token_ids": sampling.stop_token_ids,
         "logit_bias": [token for token, _ in sampling.logit_bias],

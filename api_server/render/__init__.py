@@ -14,7 +14,8 @@ class Renderer(Protocol):
         ...
 
     def chunk(self, piece: Piece, usage: Usage | None) -> bytes:
-        """The events of one piece, which may be none. `usage` so far is there with continuous_usage_stats."""
+        """The events of one piece, which may be none. `usage`, the piece included, is there with
+        continuous_usage_stats."""
         ...
 
     def tail(self, usage: Usage) -> bytes:

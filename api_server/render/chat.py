@@ -5,7 +5,7 @@ from typing import Final
 from msgspec import UNSET
 
 from api_server.job import Job
-from api_server.render.frame import FINISH_JSON, FINISH_NAMES, SSE, ChunkTemplate, Framing, to_json
+from api_server.render.frame import FINISH_JSON, SSE, ChunkTemplate, Framing, finish_name, to_json
 from api_server.render.logprobs import chat_logprobs
 from api_server.schema.responses import AssistantMessage, ChatChoice, ChatCompletion, Usage
 from api_server.text import Piece
@@ -32,7 +32,7 @@ class ChatRenderer:
         return b""
 
     def chunk(self, piece: Piece, usage: Usage | None) -> bytes:
-        opening = self._opening(piece.index, usage) if piece.index in self._unopened else b""
+        opening = self._opening(piece, usage) if piece.index in self._unopened else b""
         text = piece.text
         if self._bare and piece.finish is None and piece.logprobs is None:
             return opening + self._plain_open[piece.index] + to_json(text) + self._plain_close if text else opening
@@ -60,12 +60,11 @@ class ChatRenderer:
                 piece.index,
                 AssistantMessage("assistant", self._echo + piece.text),
                 chat_logprobs(piece, job.vocabulary),
-                FINISH_NAMES[piece.finish],
+                finish_name(piece),
                 piece.stop_reason,
                 piece.tokens if job.return_token_ids else UNSET,
             )
             for piece in pieces
-            if piece.finish is not None
         ]
         return to_json(
             ChatCompletion(
@@ -80,8 +79,10 @@ class ChatRenderer:
             )
         )
 
-    def _opening(self, index: int, usage: Usage | None) -> bytes:
-        """The role chunk; the first of a stream also has the prompt's token ids."""
+    def _opening(self, piece: Piece, usage: Usage | None) -> bytes:
+        """The role chunk, from before the piece's tokens; the first of a stream also has the prompt's token ids."""
+        index = piece.index
+        usage = usage and usage.before(len(piece.tokens))
         first = len(self._unopened) == self._job.submission.n
         self._unopened.discard(index)
         members = b',"logprobs":null,"finish_reason":null'

@@ -5,7 +5,7 @@ from typing import Final
 from msgspec import UNSET
 
 from api_server.job import Job
-from api_server.render.frame import FINISH_JSON, FINISH_NAMES, SSE, ChunkTemplate, Framing, to_json
+from api_server.render.frame import FINISH_JSON, SSE, ChunkTemplate, Framing, finish_name, to_json
 from api_server.render.logprobs import completion_logprobs
 from api_server.schema.responses import Completion, CompletionChoice, Usage
 from api_server.text import Piece
@@ -31,7 +31,7 @@ class CompletionRenderer:
 
     def chunk(self, piece: Piece, usage: Usage | None) -> bytes:
         text = piece.text
-        opening = self._opening(piece.index, usage) if piece.index in self._unopened else b""
+        opening = self._opening(piece, usage) if piece.index in self._unopened else b""
         if self._bare and piece.finish is None and piece.logprobs is None:
             return opening + self._plain_open[piece.index] + to_json(text) + self._plain_close if text else opening
         tokens = piece.tokens if self._job.return_token_ids else None
@@ -58,19 +58,20 @@ class CompletionRenderer:
                 piece.index,
                 self._echo(piece.index) + piece.text,
                 completion_logprobs(piece, job.vocabulary, len(self._echo(piece.index))),
-                FINISH_NAMES[piece.finish],
+                finish_name(piece),
                 piece.stop_reason,
                 piece.tokens if job.return_token_ids else UNSET,
                 self._prompt(piece.index) if job.return_token_ids else UNSET,
             )
             for piece in pieces
-            if piece.finish is not None
         ]
         rid = job.submission.rid
         return to_json(Completion(rid, "text_completion", job.created, job.model, job.fingerprint, choices, usage))
 
-    def _opening(self, index: int, usage: Usage | None) -> bytes:
-        """The prompt, as text or as token ids or both, once per choice."""
+    def _opening(self, piece: Piece, usage: Usage | None) -> bytes:
+        """The prompt, as text or as token ids or both, once per choice, from before the piece's tokens."""
+        index = piece.index
+        usage = usage and usage.before(len(piece.tokens))
         self._unopened.discard(index)
         members = b',"logprobs":null,"finish_reason":null'
         if self._job.return_token_ids:

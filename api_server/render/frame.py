@@ -6,6 +6,7 @@ import msgspec
 
 from api_server.job import Job
 from api_server.schema.responses import FinishName, Usage
+from api_server.text import Piece
 from protocol.messages import FinishReason
 
 to_json: Final = msgspec.json.Encoder().encode
@@ -23,6 +24,13 @@ SSE: Final = Framing(b"data: ", b"\n\n", b"data: [DONE]\n\n")
 
 FINISH_NAMES: Final[dict[FinishReason, FinishName]] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 FINISH_JSON: Final = {reason: to_json(name) for reason, name in FINISH_NAMES.items()}
+
+
+def finish_name(piece: Piece) -> FinishName:
+    """Of a sequence that has ended. Raises ValueError for any other: none is left out, or made to look complete."""
+    if piece.finish is None:
+        raise ValueError(f"sequence {piece.index} has not ended")
+    return FINISH_NAMES[piece.finish]
 
 
 class ChunkTemplate:

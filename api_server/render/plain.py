@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from api_server.job import Job
-from api_server.render.frame import FINISH_NAMES, SSE, Framing, to_json
+from api_server.render.frame import SSE, Framing, finish_name, to_json
 from api_server.schema.responses import Generated, Streamed, Usage
 from api_server.text import Piece
 
@@ -13,7 +13,8 @@ LATER: Final = "step_ms"
 
 
 class GenerateRenderer:
-    """Exactly one event per token. Tokens that come together share the time since the ones before them evenly."""
+    """Exactly one event per token. Tokens that come together share the time since the ones before them evenly. Text
+    that is freed behind the last token is an event without a token's id."""
 
     def __init__(self, job: Job, clock: Callable[[], float], framing: Framing = SSE) -> None:
         """`clock` gives seconds; the first reading is the request's start."""
@@ -33,12 +34,14 @@ class GenerateRenderer:
         self._last_s = now_s
         before, after, _ = self._framing
         events = bytearray()
-        for text, token in zip(piece.texts, piece.tokens, strict=False):
+        for text, token in zip(piece.texts, piece.tokens, strict=True):
             timing = (LATER, step_ms) if self._opened else (FIRST, self._prefill_ms(piece, now_s))
             self._opened = True
             events += b'%b{"token":%b,"token_id":%d,"%b":%b}%b' % (
                 before, to_json(text), token, timing[0].encode(), to_json(timing[1]), after
             )  # fmt: skip
+        if piece.rest:
+            events += b'%b{"token":%b}%b' % (before, to_json(piece.rest), after)
         return bytes(events)
 
     def tail(self, usage: Usage) -> bytes:
@@ -46,11 +49,10 @@ class GenerateRenderer:
 
     def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
         piece, now_s = pieces[0], self._clock()
-        finish = "stop" if piece.finish is None else FINISH_NAMES[piece.finish]
         prefill_ms = self._prefill_ms(piece, now_s)
         total_ms = _ms(now_s - self._started_s)
         rid = self._job.submission.rid
-        return to_json(Generated(rid, piece.text, piece.tokens, finish, prefill_ms, total_ms, usage))
+        return to_json(Generated(rid, piece.text, piece.tokens, finish_name(piece), prefill_ms, total_ms, usage))
 
     def _prefill_ms(self, piece: Piece, now_s: float) -> float:
         """The engine's own figure; without one, the time until the token was here."""
@@ -82,8 +84,7 @@ class StreamRenderer:
 
     def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
         piece = pieces[0]
-        finish = "stop" if piece.finish is None else FINISH_NAMES[piece.finish]
-        return to_json(Streamed(self._job.submission.rid, piece.text, finish, usage))
+        return to_json(Streamed(self._job.submission.rid, piece.text, finish_name(piece), usage))
 
 
 def _ms(seconds: float) -> float:

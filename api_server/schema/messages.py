@@ -35,7 +35,9 @@ class Message(Struct, frozen=True, gc=False):
     role: Role
     content: str | list[ContentPart] | None = None
     name: str | None = None
+    refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = None  # what `tool_calls` was called before there could be several
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 

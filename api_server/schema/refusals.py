@@ -25,13 +25,24 @@ def _formatted(field: Field) -> bool:
     return wanted is not None and wanted.type != "text"
 
 
+def _forced(choice: str) -> Callable[[Field], bool]:
+    return lambda field: field(choice) not in (None, "none", "auto")
+
+
+def _offered(tools: str, choice: str) -> Callable[[Field], bool]:
+    return lambda field: bool(field(tools)) and field(choice) != "none"
+
+
+def _counted(field: Field) -> bool:
+    options = field("stream_options")
+    return options is not None and bool(options.include_usage or options.continuous_usage_stats)
+
+
 NOT_SERVED: Final = (
-    Refusal(
-        "tool_choice",
-        "a tool can't be forced yet",
-        lambda field: field("tool_choice") not in (None, "none", "auto"),
-    ),
-    Refusal("tools", "tools are not supported yet", lambda field: field("tools") and field("tool_choice") != "none"),
+    Refusal("tool_choice", "a tool can't be forced yet", _forced("tool_choice")),
+    Refusal("tools", "tools are not supported yet", _offered("tools", "tool_choice")),
+    Refusal("function_call", "a function can't be forced yet", _forced("function_call")),
+    Refusal("functions", "functions are not supported yet", _offered("functions", "function_call")),
     Refusal("response_format", "only the format `text` is supported yet", _formatted),
     Refusal(
         "structured_outputs",
@@ -66,6 +77,16 @@ NOT_ON_PLAIN_ROUTES: Final = (
         "logprobs",
         "this route has no log probabilities; use /v1/completions",
         lambda field: field("logprobs") not in (None, False),
+    ),
+    Refusal("stream_options", "this route's events have no room for usage; use /v1/completions", _counted),
+)
+
+# /generate gives a token's id with each of its events, asked or not.
+NOT_ON_STREAM_ROUTES: Final = (
+    Refusal(
+        "return_token_ids",
+        "this route gives text alone; use /generate or /v1/completions",
+        lambda field: bool(field("return_token_ids")),
     ),
 )
 

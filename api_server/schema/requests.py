@@ -70,6 +70,8 @@ class ChatRequest(GenerationRequest, kw_only=True, frozen=True):
     tools: list[Anything] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[Anything] | None = None
+    function_call: str | dict[str, Any] | None = None
     chat_template: Anything = None
     chat_template_kwargs: Scalars | None = None
     add_generation_prompt: bool | None = None

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 FinishName = Literal["stop", "length"]
 
@@ -18,6 +19,10 @@ class Usage(Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+
+    def before(self, tokens: int) -> "Usage":
+        """What it was so many output tokens ago."""
+        return replace(self, completion_tokens=self.completion_tokens - tokens, total_tokens=self.total_tokens - tokens)
 
 
 class TopLogprob(Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from protocol.messages import ModelCard, SamplingDefaults
 
 _NAMED_TOKENS: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TEMPERATURE_MAX: Final = 2.0  # of protocol.sampling
+_TOP_K_MAX: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +134,18 @@ def _defaults(generation: dict[str, Any]) -> SamplingDefaults:
     return SamplingDefaults(
         temperature=min(max(temperature, 0.0), _TEMPERATURE_MAX),
         top_p=top_p if 0.0 < top_p <= 1.0 else plain.top_p,
-        top_k=max(0, int(_number(generation, "top_k", plain.top_k))),
+        top_k=max(0, min(int(_number(generation, "top_k", plain.top_k)), _TOP_K_MAX)),
         min_p=min(max(_number(generation, "min_p", plain.min_p), 0.0), 1.0),
         repetition_penalty=penalty if 0.0 < penalty <= 10.0 else plain.repetition_penalty,
     )
 
 
 def _number(generation: dict[str, Any], key: str, default: float) -> float:
+    """What the file says, if it is a number."""
     value = generation.get(key)
-    return float(value) if isinstance(value, (int, float)) else default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return default
+    return float(value)
 
 
 def _default_template(template: str | dict[str, str] | None) -> str | None:
@@ -151,4 +156,5 @@ def _read_template(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CannotStart(f"--chat-template {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CannotStart(f"--chat-template {path}: {reason}") from error

@@ -117,6 +117,8 @@ def check_independence(
     tolerance = _TOLERANCE.get(dtype, _TOLERANCE_HALF)
 
     alone = forward(ids, positions, indices)
+    if bool(alone.isnan().any()):
+        raise UnsupportedModel(f"{config.model_type}: the weights are broken: the model's logits are no numbers")
     mixed = forward(torch.cat((ids.flip(0), ids[:1])), torch.cat((positions.flip(0), far)), indices).flip(0)
     if _difference(mixed, alone) > tolerance:
         raise refusal(config, "its tokens influence each other outside attention (recurrent state, convolution, …)")

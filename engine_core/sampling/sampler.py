@@ -54,7 +54,6 @@ class Sampler:
         self._eos_token_ids = tuple(eos_token_ids)
         self._device = device
 
-        self._special: set[int] = set()  # slots with any trait; while it is empty a step is one argmax
         self._traits = np.zeros(max_num_seqs, np.uint8)
         self._coldness = np.ones(max_num_seqs, np.float32)
         self._top_k = np.zeros(max_num_seqs, np.int64)
@@ -75,10 +74,6 @@ class Sampler:
         slot, sampling = request.slot, request.sampling
         traits = traits_of(sampling)
         self._traits[slot] = traits
-        if traits:
-            self._special.add(slot)
-        else:
-            self._special.discard(slot)
         self._penalties.admit(request)
         self._edits.pop(slot, None)
         if traits & Trait.EDITED:
@@ -94,13 +89,12 @@ class Sampler:
         """The next token of each request. Logits [R, V] of any float type, unchanged on return; row i is for request i,
         whose `tokens` are all that precedes the token."""
         logits = logits.detach()
-        if not self._special and self._device.type == "cpu" and logits.dtype == torch.float32:
+        slots = np.fromiter((request.slot for request in requests), np.int64, len(requests))
+        traits = self._traits[slots]
+        if self._device.type == "cpu" and logits.dtype == torch.float32 and not traits.any():
             tokens, peaks = highest(logits)  # spares the copy
             if bool(peaks.isfinite().all()):
                 return SampledTokens(tokens, None)
-
-        slots = np.fromiter((request.slot for request in requests), np.int64, len(requests))
-        traits = self._traits[slots]
         scores = self._copied(logits)
         for row in np.flatnonzero(traits & Trait.EDITED).tolist():
             self._edits[requests[row].slot].apply(scores[row, : self._vocab_size], requests[row])

@@ -256,6 +256,8 @@ def test_echo_repeats_the_prompt_as_text() -> None:
     last = {"role": "assistant", "content": "Once"}
     continued = chat(messages=[*MESSAGES, last], echo=True, continue_final_message=True)
     assert continued.echo == ("Once",)
+    refusal = {"role": "assistant", "content": None, "refusal": "I can't"}
+    assert chat(messages=[*MESSAGES, refusal], echo=True, continue_final_message=True).echo == ("I can't",)
     assert chat(echo=True).echo is None
 
 
@@ -279,6 +281,21 @@ def test_requests_bring_no_template() -> None:
 def test_the_plain_routes_refuse_what_their_events_have_no_room_for(admit: Any, field: str, value: object) -> None:
     error = refused(admit, **{field: value})
     assert (error.code, error.param) == ("unsupported_parameter", field)
+
+
+@pytest.mark.parametrize("option", ["include_usage", "continuous_usage_stats"])
+@pytest.mark.parametrize("admit", [generate, stream])
+def test_the_plain_routes_have_no_usage_in_their_streams(admit: Any, option: str) -> None:
+    error = refused(admit, stream=True, stream_options={option: True})
+    assert (error.code, error.param) == ("unsupported_parameter", "stream_options")
+    assert admit(stream=True, stream_options={option: False}).stream
+
+
+def test_token_ids_are_refused_where_there_are_none() -> None:
+    error = refused(stream, return_token_ids=True)
+    assert (error.code, error.param) == ("unsupported_parameter", "return_token_ids")
+    assert stream(return_token_ids=False).stream
+    assert generate(return_token_ids=True).model == "tiny"
 
 
 def test_suffix_is_refused_by_name() -> None:

@@ -3,7 +3,7 @@ import json
 import msgspec
 import pytest
 
-from api_server.chat import ChatTemplate, text_of
+from api_server.chat import ChatTemplate, text_of, weight
 from api_server.errors import ApiError
 from api_server.schema.messages import Message, Scalars
 
@@ -68,6 +68,37 @@ def test_content_may_be_missing_only_beside_tool_calls() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
     source = "{% for m in messages %}{{ m.content is none }}{{ m.tool_calls[0].function.arguments.a[0] }}{% endfor %}"
     assert render(source, {"role": "assistant", "content": None, "tool_calls": [call]}) == "True1"
+
+
+def test_a_refusal_is_what_was_said() -> None:
+    assert "[assistant]no</s>" in render(PLAIN, {"role": "assistant", "content": None, "refusal": "no"}, USER)
+    assert "[assistant]no</s>" in render(PLAIN, {"role": "assistant", "content": "", "refusal": "no"}, USER)
+    assert "[assistant]yes</s>" in render(PLAIN, {"role": "assistant", "content": "yes", "refusal": None}, USER)
+
+
+def test_the_older_spelling_of_a_call_and_of_its_result() -> None:
+    call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"a": [1]}'}}
+    result = {"role": "function", "name": "f", "content": "4"}
+    source = (
+        "{{ messages[0].tool_calls[0].function.name }}{{ messages[0].tool_calls[0].function.arguments.a[0] }}"
+        "{{ messages[1].role }}{{ messages[1].name }}"
+    )
+    assert render(source, call, result) == "f1toolf"
+
+
+def test_all_text_of_a_conversation_has_its_weight() -> None:
+    call = {"function": {"name": "f", "arguments": '"' + "x" * 1000 + '"'}}
+    texts: list[dict[str, object]] = [
+        {"role": "user", "content": "x" * 1000},
+        {"role": "user", "content": [{"type": "text", "text": "x" * 1000}]},
+        {"role": "assistant", "refusal": "x" * 1000},
+        {"role": "assistant", "content": "", "reasoning_content": "x" * 1000},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "assistant", "function_call": call["function"]},
+    ]
+    for text in texts:
+        assert 1000 < weight(messages(text)) < 1300
+    assert weight(messages(*texts)) == sum(weight(messages(text)) for text in texts)
 
 
 def test_arguments_of_calls_must_be_json() -> None:
@@ -180,5 +211,6 @@ def test_content_is_data_not_template() -> None:
 
 
 def test_text_of_plain_content() -> None:
-    assert text_of("x") == "x"
-    assert text_of(None) is None
+    assert text_of(Message("user", "x")) == "x"
+    assert text_of(Message("user", "")) == ""
+    assert text_of(Message("assistant")) is None

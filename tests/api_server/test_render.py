@@ -48,6 +48,16 @@ def streamed(make: Callable[[Job], Renderer], work: Job, parts: Iterable[tuple[i
     return [json.loads(block.removeprefix("data: ")) for block in blocks]
 
 
+def text_of(events: Iterable[Any]) -> str:
+    """The text of any route's events or body, of its first choice."""
+    text = ""
+    for event in events:
+        choice = event["choices"][0] if "choices" in event else event
+        told = choice.get("delta") or choice.get("message") or {}
+        text += choice.get("text", "") or choice.get("token", "") or told.get("content", "")
+    return text
+
+
 def whole(make: Callable[[Job], Renderer], work: Job, parts: Iterable[tuple[int, Delta]]) -> Any:
     answer = Answer(work)
     pieces: dict[int, list[Piece]] = {}
@@ -98,7 +108,11 @@ def test_usage_comes_last_and_is_null_before() -> None:
 def test_continuous_usage_counts_up() -> None:
     work = job(TOKENIZER, include_usage=True, continuous_usage=True)
     events = streamed(ChatRenderer, work, one(encode("Hello world")))
-    assert [event["usage"]["completion_tokens"] for event in events] == [1, 1, 2, 2]
+    assert [event["usage"]["completion_tokens"] for event in events] == [0, 1, 2, 2]
+    echoing = job(TOKENIZER, include_usage=True, continuous_usage=True, echo=("Once ",))
+    for make in (ChatRenderer, CompletionRenderer):
+        counts = [event["usage"]["completion_tokens"] for event in streamed(make, echoing, one(encode("Hello world")))]
+        assert counts == [0] * (len(counts) - 3) + [1, 2, 2]
 
 
 def test_the_finish_reason_rides_on_the_last_text() -> None:
@@ -283,6 +297,30 @@ def test_generate_is_one_event_per_token_with_its_time() -> None:
     assert [event["step_ms"] for event in events[2:]] == [round(40 / rest, 3)] * rest
 
 
+@pytest.mark.parametrize("make", [ChatRenderer, CompletionRenderer, GenerateRenderer, StreamRenderer])
+def test_text_that_a_late_finish_frees_is_shown(make: Any) -> None:
+    tokens = encode("the en")
+    parts = [*one(tokens), (0, Delta(0, len(tokens), [], FinishReason.LENGTH))]
+    parts[-2][1].finish = None
+    late = (lambda found: GenerateRenderer(found, lambda: 0.0)) if make is GenerateRenderer else make
+    events = streamed(late, job(TOKENIZER, stop=("end",)), parts)
+    if make is GenerateRenderer:
+        assert [event["token_id"] for event in events[:-1]] == tokens
+        assert events[-1] == {"token": "en"}
+    assert text_of(events) == "the en"
+    body = whole(late, job(TOKENIZER, stop=("end",)), parts)
+    assert text_of([body]) == "the en"
+
+
+@pytest.mark.parametrize("make", [ChatRenderer, CompletionRenderer, GenerateRenderer, StreamRenderer])
+def test_a_choice_without_an_end_is_never_left_out(make: Any) -> None:
+    work = job(TOKENIZER)
+    renderer = make(work, lambda: 0.0) if make is GenerateRenderer else make(work)
+    unfinished = Piece(0, ["Hello"], encode("Hello"), 1)
+    with pytest.raises(ValueError, match="not ended"):
+        renderer.whole([unfinished], Answer(work).usage)
+
+
 def test_generate_whole() -> None:
     clock = iter([1.0, 1.5]).__next__
     tokens = encode("Hello world")
@@ -329,8 +367,4 @@ def test_any_text_arrives_whole(make: Any, text: str, cuts: list[int]) -> None:
     if not tokens:
         return
     events = streamed(make, job(TOKENIZER, skip_special_tokens=False), one(tokens, cuts))
-    found = ""
-    for event in events:
-        choice = event["choices"][0] if "choices" in event else event
-        found += choice.get("text", choice.get("token", "")) or choice.get("delta", {}).get("content", "")
-    assert found == text
+    assert text_of(events) == text

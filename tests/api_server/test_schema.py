@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from api_server.errors import ApiError
 from api_server.schema import refusals
-from api_server.schema.decode import MAX_CONTAINERS, check_depth, decode, decode_query
+from api_server.schema.decode import MAX_CONTAINERS, NAMED_SIZE, check_depth, decode, decode_query
 from api_server.schema.requests import ChatRequest, CompletionRequest, GenerationRequest, PlainRequest, TokenizeRequest
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -152,6 +152,18 @@ def test_json_that_is_no_object(body: bytes) -> None:
     assert refused(body).code == "invalid_request_error"
 
 
+def test_json_is_read_twice_only_to_name_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object, **options: object) -> None:
+        raise AssertionError("the body was parsed again")
+
+    monkeypatch.setattr("api_server.schema.decode.json.loads", never)
+    assert refused(b'{"messages":[').code == "invalid_json"
+    large = b'{"user":"' + b"x" * NAMED_SIZE + b'","top_p":NaN}'
+    assert refused(large).code == "invalid_json"
+    with pytest.raises(AssertionError):
+        decode(b'{"top_p":NaN}', ChatRequest)
+
+
 def test_unknown_fields_are_ignored_and_null_means_left_out() -> None:
     request = decode(chat(best_effort={"deep": [1, 2]}, temperature=None, stop=None, n=None), ChatRequest)
     assert request == decode(chat(), ChatRequest)
@@ -256,6 +268,9 @@ def test_request_types_have_a_schema(kind: type) -> None:
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tools": [{"type": "function"}], "tool_choice": "auto"}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"functions": [{"name": "f"}], "function_call": "auto"}, "functions"),
+        ({"function_call": {"name": "f"}}, "function_call"),
         ({"tool_choice": {"type": "function"}}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
@@ -278,6 +293,8 @@ def test_what_is_not_served_is_refused_by_name(fields: dict[str, object], param:
         {"tools": []},
         {"tools": [{"type": "function"}], "tool_choice": "none"},
         {"tool_choice": "auto"},
+        {"functions": [], "function_call": None},
+        {"functions": [{"name": "f"}], "function_call": "none"},
         {"response_format": {"type": "text"}},
         {"stream_options": {"include_usage": True, "resumable": False}},
         {"echo": True},

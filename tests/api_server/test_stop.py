@@ -5,21 +5,23 @@ from hypothesis import strategies as st
 from api_server.stop import Hit, StopMatcher
 
 
-def run(pieces: list[str], stops: tuple[str, ...], *, include: bool = False) -> tuple[str, str | None]:
-    """All that is shown, and the stop string that ended it."""
+def run(
+    pieces: list[str], stops: tuple[str, ...], *, include: bool = False, unarmed: int = 0
+) -> tuple[str, str | None]:
+    """All that is shown, and the stop string that ended it. The first `unarmed` pieces may not end it."""
     matcher = StopMatcher(stops, include=include)
     shown = ""
-    for piece in pieces:
-        found = matcher.feed(piece)
+    for i, piece in enumerate(pieces):
+        found = matcher.feed(piece, armed=i >= unarmed)
         if isinstance(found, Hit):
             return shown + found.text, found.stop
         shown += found
     return shown + matcher.flush(), None
 
 
-def reference(text: str, stops: tuple[str, ...], *, include: bool = False) -> tuple[str, str | None]:
-    """Character by character: the first end of any stop string, of several the longest."""
-    for end in range(1, len(text) + 1):
+def reference(text: str, stops: tuple[str, ...], *, include: bool = False, unarmed: int = 0) -> tuple[str, str | None]:
+    """Character by character: the first end of any stop string behind `unarmed` characters, of several the longest."""
+    for end in range(unarmed + 1, len(text) + 1):
         ending = [stop for stop in stops if text.endswith(stop, 0, end)]
         if ending:
             stop = max(ending, key=len)
@@ -63,6 +65,13 @@ def test_a_stop_string_that_repeats_itself() -> None:
     assert run(["aa", "ab", "aab"], ("aab",)) == ("a", "aab")
 
 
+def test_a_stop_string_that_only_begins_unarmed_counts_and_was_never_shown() -> None:
+    assert run(["the e", "n", "d is"], ("end",), unarmed=2) == ("the ", "end")
+    assert run(["the end", " is the end"], ("end",), unarmed=1) == ("the end is the ", "end")
+    assert run(["cab", "x"], ("ab", "cabd"), unarmed=1) == ("cabx", None)
+    assert run(["cab", "d"], ("ab", "cabd"), unarmed=1) == ("", "cabd")
+
+
 @pytest.mark.parametrize("include", [False, True])
 def test_beyond_the_basic_plane(include: bool) -> None:
     assert run(["say 👩‍", "👩‍👧", "!"], ("👩‍👩‍👧",), include=include) == reference(
@@ -77,9 +86,13 @@ letters = st.text(alphabet="aab𝄞\n", max_size=6)
     st.lists(letters, max_size=8),
     st.lists(letters.filter(bool), min_size=1, max_size=4).map(tuple),
     st.booleans(),
+    st.integers(0, 8),
 )
-def test_any_split_gives_what_the_whole_text_gives(pieces: list[str], stops: tuple[str, ...], include: bool) -> None:
-    assert run(pieces, stops, include=include) == reference("".join(pieces), stops, include=include)
+def test_any_split_gives_what_the_whole_text_gives(
+    pieces: list[str], stops: tuple[str, ...], include: bool, unarmed: int
+) -> None:
+    expected = reference("".join(pieces), stops, include=include, unarmed=sum(map(len, pieces[:unarmed])))
+    assert run(pieces, stops, include=include, unarmed=unarmed) == expected
 
 
 @given(st.lists(letters, max_size=8), st.lists(letters.filter(bool), min_size=1, max_size=4).map(tuple))

@@ -94,6 +94,22 @@ def test_stop_strings_are_not_looked_for_within_min_tokens() -> None:
     assert piece.text == "end the "
 
 
+@pytest.mark.parametrize("cuts", [(), range(100), [2], [3]])
+@pytest.mark.parametrize("include", [False, True])
+def test_a_stop_string_that_straddles_min_tokens_is_found(cuts: Sequence[int], include: bool) -> None:
+    tokens = [TOKENIZER.token_to_id(character) for character in "xendxx"]
+    for min_tokens, shown in ((0, "x"), (1, "x"), (2, "x"), (3, "x"), (4, "xendxx"), (5, "xendxx")):
+        piece = whole(tokens, cuts, stop=("end",), min_tokens=min_tokens, include_stop=include)
+        assert piece.text == (shown + "end" if include and shown == "x" else shown)
+
+
+def test_nothing_that_was_shown_before_min_tokens_is_taken_back() -> None:
+    tokens = [TOKENIZER.token_to_id(character) for character in "xendxx"]
+    pieces = pieces_of(deltas(tokens, range(100)), stop=("end",), min_tokens=3)
+    assert [piece.text for piece in pieces] == ["x", "", "", ""]
+    assert pieces[-1].stopped
+
+
 def test_what_is_held_back_comes_with_the_last_token() -> None:
     pieces = pieces_of(deltas(encode("the en"), range(10), FinishReason.LENGTH), stop=("end",))
     assert pieces[-1].finish is FinishReason.LENGTH
@@ -106,9 +122,24 @@ def test_an_unfinished_character_comes_with_the_last_token() -> None:
     assert [piece.text for piece in pieces][-1] == "\ufffd"
 
 
+def alone(tokens: Sequence[int]) -> list[Delta]:
+    """The tokens one by one, and the finish after the last."""
+    return [*deltas(tokens, range(len(tokens))), Delta(0, len(tokens), [], FinishReason.LENGTH)]
+
+
 def test_a_finish_that_comes_alone_frees_what_was_held_back() -> None:
-    parts = [*deltas(encode("the en")), Delta(0, len(encode("the en")), [], FinishReason.LENGTH)]
-    assert join(pieces_of(parts, stop=("end",))).text == "the en"
+    tokens = encode("the en")
+    pieces = pieces_of(alone(tokens), stop=("end",))
+    assert pieces[-1].rest == "en"
+    assert (join(pieces).text, join(pieces).tokens, join(pieces).pos) == ("the en", tokens, len(tokens))
+    assert pieces_of(alone(encode("a𝄞")[:-1]))[-1].text == "\ufffd"
+
+
+def test_what_a_finish_frees_may_be_a_stop_string() -> None:
+    tokens = encode("a𝄞")[:-1]
+    piece = join(pieces_of(alone(tokens), stop=("\ufffd",)))
+    assert (piece.text, piece.finish, piece.stop_reason) == ("a", FinishReason.STOP, "\ufffd")
+    assert piece.tokens == tokens
 
 
 def test_offsets_are_where_tokens_begin() -> None:
@@ -169,6 +200,10 @@ def test_any_split_gives_the_same_text_and_the_same_cut(
     for other in (split, one_by_one):
         assert (other.text, other.texts, other.tokens) == (at_once.text, at_once.texts, at_once.tokens)
         assert (other.pos, other.finish, other.stop_reason) == (at_once.pos, at_once.finish, at_once.stop_reason)
+    if finish is FinishReason.LENGTH:
+        told_later = join(pieces_of(alone(tokens), **options))
+        assert (told_later.text, told_later.tokens) == (at_once.text, at_once.tokens)
+        assert (told_later.finish, told_later.stop_reason) == (at_once.finish, at_once.stop_reason)
 
 
 @given(outputs.filter(bool), stops.filter(bool))

@@ -102,7 +102,9 @@ def test_an_event_source_page() -> None:
             assert "".join(report["tokens"]) == expected["choices"][0]["text"]
             assert report["done"] is True
             assert report["opened"] == 1
-            assert [int(event.rpartition(".")[2]) for event in report["ids"]] == [*range(1, 21), 20]
+            numbers = [int(event.rpartition(".")[2]) for event in report["ids"]]
+            assert numbers == sorted(numbers)  # tokens that come together may share an event
+            assert (numbers[0] > 0, numbers[-1]) == (True, 20)
             made = "vllm:generation_tokens_total"
             until(lambda: server.metric(made) >= 40)  # the page's and ours
             assert server.metric(made) == 40, "the reconnect generated again"

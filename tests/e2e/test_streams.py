@@ -92,7 +92,9 @@ def test_the_event_source_route_numbers_its_events(server: Server) -> None:
     stream = answer.headers["X-Stream-Id"]
     lines = list(answer.lines())
     assert lines[:2] == [f"id: {stream}.0", ""]
-    assert [line for line in lines if line.startswith("id: ")] == [f"id: {stream}.{number}" for number in range(6)]
+    ids = [line.removeprefix(f"id: {stream}.") for line in lines if line.startswith("id: ")]
+    assert ids == sorted(set(ids))  # tokens that come together may share an event
+    assert (ids[0], ids[-1]) == ("0", "5")
     assert lines[-2:] == ["data: [DONE]", ""]
 
 

@@ -1,3 +1,5 @@
+import pytest
+
 from engine_core.delivery import NOTICES_MAX, Delivery
 from engine_core.request import Request
 from protocol.channel import Sent
@@ -61,7 +63,22 @@ def test_a_full_peer_gets_everything_at_once_later() -> None:
         assert flush(delivery) == []
     line.outcome = Sent.YES
     flush(delivery)
+    assert line.taken == [], "it is not asked again at once"
+    flush(delivery, now_s=0.2)
     assert line.deltas == [(4, 0, [5, 6, 7])]
+
+
+def test_what_has_piled_up_goes_out_in_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine_core.delivery.STEP_NUMBERS", 10)
+    line, delivery, first = connected()
+    others = [Request(handle, "r", [1], SamplingParams(max_tokens=9), owner=PEER) for handle in (5, 6)]
+    delivery.open(others)
+    for request in (first, *others):
+        produce(delivery, request, 7, 8, 9, 10)
+    assert not delivery.settled
+    flush(delivery)
+    assert [len(step.deltas) for step in line.taken if isinstance(step, Step)] == [2, 1]
+    assert delivery.settled
 
 
 def test_a_finished_request_is_kept_until_its_end_is_taken() -> None:
@@ -72,7 +89,7 @@ def test_a_finished_request_is_kept_until_its_end_is_taken() -> None:
     flush(delivery)
     assert delivery.find(PEER, 4) is request
     line.outcome = Sent.YES
-    flush(delivery)
+    flush(delivery, now_s=0.2)
     assert delivery.find(PEER, 4) is None
     last = line.taken[-1]
     assert isinstance(last, Step)
@@ -129,6 +146,6 @@ def test_notices_come_before_tokens_and_are_bounded() -> None:
         delivery.notify(PEER, Accepted(1, str(number)))
     produce(delivery, request, 5)
     line.outcome = Sent.YES
-    flush(delivery)
+    flush(delivery, now_s=0.2)
     assert len(line.taken) == NOTICES_MAX + 1
     assert isinstance(line.taken[-1], Step)

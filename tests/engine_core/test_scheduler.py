@@ -27,6 +27,10 @@ def ask(prompt: list[int], max_tokens: int = 8, handle: int = 0, **options: obje
     return Request(handle, str(options.pop("rid", handle)), prompt, sampling, **options)  # type: ignore[arg-type]
 
 
+def rank(request: Request) -> tuple[int, float, int]:
+    return request.priority, request.arrival_s, request.order
+
+
 class Machine:
     """Scheduler and memory, stepped by hand."""
 
@@ -37,8 +41,12 @@ class Machine:
 
     def step(self) -> list[tuple[Request, int]]:
         """(request, tokens) of each row."""
+        before = [(request, request.preemptions) for request in self.scheduler.running]
         batch = self.scheduler.schedule(self.steps)
         check_invariants(self.scheduler, self.scheduler.pool, batch)
+        thrown_out = [request for request, preemptions in before if request.preemptions > preemptions]
+        for request in thrown_out:
+            assert all(rank(request) > rank(other) for other in self.scheduler.running), "a worse one goes on"
         if batch is None:
             return []
         rows = [(row.request, row.count) for row in batch.rows]
@@ -94,6 +102,40 @@ def test_the_last_comer_is_preempted_and_still_right() -> None:
     assert requests[0].preemptions == 0
     for request in requests:
         assert request.out == reference([request.handle] * 8, 0, 20, ())
+
+
+def test_a_high_priority_throws_out_a_low_one_that_came_before() -> None:
+    machine = Machine(make(blocks=8, caching=False))
+    low = ask([1] * 8, max_tokens=20, handle=1, priority=5, ignore_eos=True)
+    high = ask([2] * 8, max_tokens=20, handle=2, priority=-5, ignore_eos=True)
+    machine.scheduler.add(low)
+    machine.step()
+    machine.scheduler.add(high)
+    machine.finish()
+    assert (high.preemptions, low.preemptions) == (0, 1)
+    assert low.out == reference([1] * 8, 0, 20, ())
+
+
+def test_a_high_priority_newcomer_has_its_share_before_a_low_prefill() -> None:
+    machine = Machine(make(budget=8))
+    low = ask([1] * 60, handle=1, priority=5)
+    machine.scheduler.add(low)
+    machine.step()
+    high = ask([2] * 3, handle=2, priority=-5)
+    machine.scheduler.add(high)
+    assert machine.step() == [(high, 3), (low, 5)]
+
+
+def test_siblings_of_a_replay_share_its_prompt() -> None:
+    machine = Machine(make(budget=64))
+    prompt = list(range(10, 10 + 4 * BLOCK))
+    leader = ask(prompt, handle=1, rid="r", out=[5, 6])
+    sibling = ask(prompt, handle=2, rid="r", out=[5, 7], leader=leader)
+    machine.scheduler.add(leader)
+    machine.scheduler.add(sibling)
+    assert machine.step() == [(leader, 4 * BLOCK + 2)]
+    machine.step()
+    assert sibling.cached == 4 * BLOCK
 
 
 def test_a_prefix_is_found_again_but_its_last_token_is_computed() -> None:
