@@ -1,20 +1,29 @@
-"""uvicorn's HTTP protocol with an end to everything: headers, body, silence, and readers that have stopped reading.
+"""uvicorn's HTTP protocol with an end to everything, and with one request at a time.
 
-httptools takes 64 MB of headers and uvicorn waits for ever for a silent client, for the rest of a body and for a reader
-that takes no more bytes. This subclass counts and times what uvicorn leaves open, and answers with the OpenAI error
-body where an answer is still possible. It relies on uvicorn's `HttpToolsProtocol` calling `send_400_response` for what
-the parser refuses, keeping the newest request in `cycle` and waiting ones in `pipeline`, and starting every request
-through `_start_asgi_task`; tests on real sockets hold it to that.
+httptools takes 64 MB of headers, and any `Upgrade` for the end of HTTP, so that a body is read as the next request.
+uvicorn waits for ever for a silent client, for the rest of a body and for a reader that takes no more bytes. This
+subclass stands before the parser and hands it heads that are whole, then that request's body, and nothing of a later
+request before its turn: what comes early waits, in the kernel in the end, and can't disturb the answer that is going
+out. An answer that goes out before its request was complete is the connection's last.
+
+A client that ends its side of the connection is gone, even if it would still read (`nc -N`): a full close looks the
+same until something is written, and a request that nobody waits for must not go on for as long.
+
+It relies on uvicorn's `HttpToolsProtocol` feeding the parser in `data_received` and calling `send_400_response` for
+what the parser refuses, keeping the request in `cycle`, whose `keep_alive` and `transport.close` end the connection,
+and starting every request through `_start_asgi_task`; tests on real sockets hold it to that.
 """
 
 import asyncio
 import fcntl
+import re
 import secrets
 import struct
 import sys
 import termios
 from collections.abc import Callable
 from enum import Enum
+from types import SimpleNamespace
 from typing import Any, Final
 
 from starlette.types import Message, Receive, Scope, Send
@@ -24,21 +33,27 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from api_server.config import Config
 from api_server.errors import ApiError
 
-PIPELINE_MAX: Final = 16  # requests that may wait behind one that is being answered
+READ_AHEAD: Final = 64 << 10  # bytes of later requests that are kept before reading pauses
 WRITE_BUFFER: Final = 16 << 10  # bytes kept per connection beyond the kernel's own, before a send waits
 BODY_SLACK_S: Final = 1.0  # the application's own time limit comes first, and answers better
-UNREAD_FACTOR: Final = 4  # an answered request's body is read on and dropped, up to so many times the limit
-LINGER_S: Final = 1.0  # after a refusal: closing with unread bytes would reset the connection and lose the answer
+LINGER_S: Final = 1.0  # of silence after the last answer: closing over unread bytes would reset it away
+UNREAD_FACTOR: Final = 4  # so many times the body limit is read and dropped then, for as long as a body may take
+
+INVALID: Final = "Invalid HTTP request received."
+HEAD_END: Final = re.compile(rb"\r\n\r\n|(?<!\r)\n")  # a bare line feed ends nothing; the parser refuses it
+CHUNKS_END: Final = b"\r\n\r\n"  # whatever ends a chunked body ends with this, and data may, too
+UPGRADE: Final = re.compile(rb"(?i)(?<=\r\n)upgrade(?=:)")
 
 
 class _Refused(Exception):
-    """Stops the parser; `_refusal` says why."""
+    """Stops the parser."""
 
 
 class _Phase(Enum):
-    HEADERS = 0  # of the first request, or of one that has begun
+    HEAD = 0  # of the next request, begun or not
     BODY = 1
-    BETWEEN = 2  # the request is complete; the next has not begun
+    ANSWER = 2  # the request is complete; what follows it waits
+    LAST = 3  # what still comes is dropped
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -47,120 +62,210 @@ class BoundedHttp(HttpToolsProtocol):
     def __init__(self, bounds: Config, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._bounds = bounds
-        self._phase = _Phase.HEADERS
+        self._phase = _Phase.HEAD
+        self._unread = bytearray()  # not yet the parser's
+        self._scanned = 0  # bytes of it without the end of a head
+        self._body_left: int | None = None  # None if it comes in chunks
+        self._body_size = 0  # on the wire, chunk framing included
+        self._keep_alive = False  # what the request asked for
+        self._dropped = 0
+        self._linger_until_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._messages = 0
-        self._header_count = 0
-        self._header_size = 0  # of the fields seen whole
-        self._raw_size = 0  # read since headers or body began, less the first read of it
-        self._refusal: ApiError | None = None
-        self._refused = False
         self._stall: _Stall | None = None
-        self._running: RequestResponseCycle | None = None  # the one that is being answered
 
     # ------------------------------------------------------------------------------------------------ the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
         super().connection_made(transport)
-        self._arm(self._bounds.header_timeout_s, self._headers_late)
+        self._arm(self._bounds.header_timeout_s, self._head_late)
+
+    def eof_received(self) -> None:
+        if self.cycle is not None:
+            self._disconnect(self.cycle)
+        self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._phase = _Phase.LAST
         self._disarm()
         self._unset_keepalive_if_required()  # uvicorn leaves it running after a reset
         self.resume_writing()
-        if self._running is not None and self._running is not self.cycle:
-            self._disconnect(self._running)  # uvicorn tells the newest request only, which may still wait its turn
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        if self._refused:
-            return
-        before = (self._phase, self._messages)
-        super().data_received(data)
-        if self._refused or self.transport.is_closing():
-            return
-        if before == (self._phase, self._messages):
-            self._raw_size += len(data)
-        if self._phase is _Phase.HEADERS and self._raw_size > self._bounds.max_header_size:
-            self._refuse(self._headers_too_large())
-        elif self._phase is _Phase.BODY:
-            self._check_body_size()
-        elif self._phase is _Phase.BETWEEN and self.cycle.response_complete and not self._waits():
-            self._arm(self._bounds.header_timeout_s, self._headers_late)  # bytes that begin no request
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
 
-    def _waits(self) -> bool:
-        """Some time limit is running."""
-        return self._timer is not None or self.timeout_keep_alive_task is not None
+    def _close(self) -> None:
+        """Once all is written; a client that takes nothing of it gets no longer than in the middle of a stream."""
+        if self._stall is None and self.transport.get_write_buffer_size():
+            self._stall = _Stall(self.transport, self.loop, self._bounds.stall_timeout_s)
+        self.transport.close()
+
+    def _end(self) -> None:
+        """A request's way of closing the connection, after its answer."""
+        if self._phase is _Phase.ANSWER and not self._unread:
+            self._close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Nothing more is written, and the client has a moment to notice before the connection is closed."""
+        self._phase = _Phase.LAST
+        self._unread.clear()
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._linger_until_s = self.loop.time() + self._bounds.body_timeout_s
+        self._arm(LINGER_S, self._close)
+
+    def _disconnect(self, cycle: RequestResponseCycle) -> None:
+        """What a request sees of its connection's end."""
+        cycle.disconnected = not cycle.response_complete
+        cycle.message_event.set()
+
+    # ------------------------------------------------------------------------------------------------ bytes that come
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase is _Phase.LAST:
+            self._drop(len(data))
+            return
+        self._unset_keepalive_if_required()
+        self._unread += data
+        self._advance()
+
+    def _advance(self) -> None:
+        """Hands the parser as much as it may have now."""
+        more = True
+        while more and self._unread and not self.transport.is_closing():
+            match self._phase:
+                case _Phase.HEAD:
+                    more = self._take_head()
+                case _Phase.BODY:
+                    more = self._take_body()
+                case _:
+                    more = False
+                    if len(self._unread) > READ_AHEAD:
+                        self.flow.pause_reading()  # until the answer is out; its client's end is then seen on writing
+
+    def _take_head(self) -> bool:
+        """False if it isn't all there, or refused."""
+        if self._timer is None:
+            self._arm(self._bounds.header_timeout_s, self._head_late)
+        if self._unread[0] in b"\r\n":
+            self._unread = self._unread.lstrip(b"\r\n")  # empty lines before a request mean nothing
+            return bool(self._unread)
+        if not self._unread[:1].isalpha():  # TLS, for one, may have no line for minutes
+            self._refuse(ApiError("invalid_request_error", INVALID))
+            return False
+        found = HEAD_END.search(self._unread, max(0, self._scanned - 3))
+        size = len(self._unread) if found is None else found.end()
+        head = bytes(self._unread[:size])
+        if size > self._bounds.max_header_size or head.count(b"\r\n") > self._bounds.max_headers + 2:
+            size, count = self._bounds.max_header_size, self._bounds.max_headers
+            self._refuse(ApiError("headers_too_large", f"The request's headers exceed {size} bytes or {count} fields."))
+            return False
+        if found is None:
+            self._scanned = size
+            return False
+        self._scanned = 0
+        del self._unread[:size]
+        self._disarm()
+        super().data_received(_without_upgrade(head))
+        if self._phase is _Phase.HEAD:
+            self._refuse(ApiError("invalid_request_error", INVALID))
+        return True
+
+    def _take_body(self) -> bool:
+        """False if more has to come first."""
+        if self.cycle.response_started:
+            self._forget_rest()
+            return False
+        if self._body_left is not None:
+            size = min(self._body_left, len(self._unread))
+            self._body_left -= size
+        elif (found := self._unread.find(CHUNKS_END)) >= 0:
+            size = found + len(CHUNKS_END)  # only at such a place may the parser find the end
+        else:
+            size = len(self._unread) - len(CHUNKS_END) + 1
+        if size <= 0:
+            return False
+        self._body_size += size
+        if self._body_size > (limit := self._bounds.max_body_size):
+            self._refuse(ApiError("request_too_large", f"The request body is larger than {limit} bytes."))
+            return False
+        piece = bytes(self._unread[:size])
+        del self._unread[:size]
+        super().data_received(piece)
+        return True
+
+    def _forget_rest(self) -> None:
+        """The answer has begun without the rest of its request, and ends the connection."""
+        self._phase = _Phase.LAST
+        self._disarm()
+        self._drop(len(self._unread))
+        self._unread.clear()
+
+    def _drop(self, size: int) -> None:
+        self._dropped += size
+        if self._dropped > UNREAD_FACTOR * self._bounds.max_body_size:
+            self.flow.pause_reading()
+        elif self.loop.time() < self._linger_until_s:
+            self._arm(LINGER_S, self._close)
 
     # ------------------------------------------------------------------------------------------------ parser's calls
 
     def on_message_begin(self) -> None:
-        self._phase = _Phase.HEADERS
-        self._messages += 1
-        self._header_count = self._header_size = self._raw_size = 0
-        if self._timer is None:
-            self._arm(self._bounds.header_timeout_s, self._headers_late)
+        if self._phase is not _Phase.HEAD:
+            raise _Refused  # the parser sees an end where we saw none: what follows is no request
         super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        self._count_header(len(url))
-        super().on_url(url)
-
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Also called for the trailers of a chunked body, which count on."""
-        self._header_count += 1
-        self._count_header(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        if self._phase is _Phase.HEAD:  # else it is a trailer, which nobody asked for
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._phase = _Phase.BODY
-        self._raw_size = 0
-        self._disarm()
         super().on_headers_complete()
-        if len(self.pipeline) > PIPELINE_MAX:
-            raise _Refused
-        if not self.parser.should_upgrade():
-            self._arm(self._bounds.body_timeout_s + BODY_SLACK_S, self._body_late)
+        cycle, transport = self.cycle, self.transport
+        cycle.transport = SimpleNamespace(  # type: ignore[assignment]
+            write=transport.write, is_closing=transport.is_closing, close=self._end
+        )
+        self._keep_alive, cycle.keep_alive = cycle.keep_alive, False
+        self._phase = _Phase.BODY
+        self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), None)
+        self._body_size = 0
+        self._arm(self._bounds.body_timeout_s + BODY_SLACK_S, self._body_late)
 
     def on_message_complete(self) -> None:
-        self._phase = _Phase.BETWEEN
+        self._phase = _Phase.ANSWER
         self._disarm()
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._keep_alive
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what the parser refuses."""
-        self._refuse(self._refusal or ApiError("invalid_request_error", msg))
+        self._refuse(ApiError("invalid_request_error", msg))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
         if cycle.scope["http_version"] == "1.0":
             app = _unchunked(app, cycle)
         super()._start_asgi_task(cycle, app)
 
+    def on_response_complete(self) -> None:
+        """The next request's turn, whose time begins now."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if self._phase is _Phase.ANSWER:
+            self._phase = _Phase.HEAD
+        if self._phase is _Phase.LAST or self._unread:
+            self._unset_keepalive_if_required()
+        self._advance()
+
     # ------------------------------------------------------------------------------------------------ limits
 
-    def _count_header(self, size: int) -> None:
-        self._header_size += size
-        if self._header_size > self._bounds.max_header_size or self._header_count > self._bounds.max_headers:
-            self._refusal = self._headers_too_large()
-            raise _Refused
-
-    def _headers_too_large(self) -> ApiError:
-        size, count = self._bounds.max_header_size, self._bounds.max_headers
-        return ApiError("headers_too_large", f"The request's headers exceed {size} bytes or {count} fields.")
-
-    def _check_body_size(self) -> None:
-        """On the wire, chunk framing included: what the application counts is only what is inside the chunks."""
-        limit = self._bounds.max_body_size
-        if self.cycle.response_complete:
-            limit *= UNREAD_FACTOR
-        if self._raw_size > limit:
-            self._refuse(ApiError("request_too_large", f"The request body is larger than {limit} bytes."))
-
-    def _headers_late(self) -> None:
-        if self._phase is _Phase.BETWEEN:
-            self.transport.close()  # nothing was asked, and an answer would be taken for that to the next request
+    def _head_late(self) -> None:
+        if self.cycle is not None and not self._unread:
+            self._close()  # nothing was asked, and an answer would be taken for that to the next request
             return
         seconds = self._bounds.header_timeout_s
         self._refuse(ApiError("request_timeout", f"The request's headers did not arrive within {seconds:g} s."))
@@ -179,29 +284,18 @@ class BoundedHttp(HttpToolsProtocol):
             self._timer = None
 
     def _refuse(self, error: ApiError) -> None:
-        """The connection's last answer, where one fits; then it ends. A request that was begun sees a disconnect."""
-        self._disarm()
-        if self._refused or self.transport.is_closing():
+        """The connection's last answer, unless one is going out already. Its request sees a disconnect."""
+        if self._phase is _Phase.LAST or self.transport.is_closing():
             return
-        self._refused = True
         cycle = self.cycle
-        answered = cycle is not None and cycle.response_complete
-        if self.pipeline or (cycle is not None and (cycle.response_started and not answered)):
-            self.transport.close()  # in the middle of another answer
-            return
-        if self._phase is _Phase.BODY and answered:
-            self.transport.close()  # this request has its answer; only its body never ended
-            return
-        if cycle is not None and not answered:
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started:
+                cycle.keep_alive = False
+                self._forget_rest()
+                return
             self._disconnect(cycle)
         self.transport.write(self._raw_response(error))
-        self.transport.write_eof()
-        self._timer = self.loop.call_later(LINGER_S, self.transport.abort)
-
-    def _disconnect(self, cycle: RequestResponseCycle) -> None:
-        """What a request sees of its connection's end."""
-        cycle.disconnected = not cycle.response_complete
-        cycle.message_event.set()
+        self._linger()
 
     def _raw_response(self, error: ApiError) -> bytes:
         body = error.body
@@ -260,6 +354,12 @@ class _Stall:
         if (socket := self._transport.get_extra_info("socket")) is not None:
             (kernel,) = struct.unpack("i", fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))
         return self._transport.get_write_buffer_size() + int(kernel)
+
+
+def _without_upgrade(head: bytes) -> bytes:
+    """The head with its `Upgrade` under another name: a protocol that isn't served is ignored (RFC 9110, 7.8), and
+    the body stays a body. The value is left for the parser to check. A WebSocket, once served, passes here."""
+    return UPGRADE.sub(b"ignored-upgrade", head)
 
 
 def _unchunked(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:

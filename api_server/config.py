@@ -1,4 +1,6 @@
-"""A frontend process's settings, read once from TOKENWIRE_* variables. Nobody reads the environment later."""
+"""A frontend process's settings, read once from TOKENWIRE_* variables. Nobody reads the environment later.
+
+Whoever starts the process has parsed what people write: sizes come as plain numbers of bytes."""
 
 import re
 from collections.abc import Mapping
@@ -11,8 +13,6 @@ from protocol.channel import BadEndpoint, check_endpoint
 
 PREFIX: Final = "TOKENWIRE_"
 _LISTS: Final = ("api_keys", "cors_origins")
-_SIZES: Final = ("max_body_size", "max_header_size")
-_SUFFIXES: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 Seconds = Annotated[float, Meta(ge=0.0, le=1e7)]
 PositiveSeconds = Annotated[float, Meta(gt=0.0, le=1e7)]
@@ -71,9 +71,6 @@ def from_environ(environ: Mapping[str, str]) -> Config:
     for field in _LISTS:
         if (text := values.get(variable(field))) is not None:
             values[variable(field)] = [part for part in (part.strip() for part in str(text).split(",")) if part]
-    for field in _SIZES:
-        if (text := values.get(variable(field))) is not None:
-            values[variable(field)] = _size(variable(field), str(text))
     try:
         config = msgspec.convert(values, Config, strict=False)
     except msgspec.ValidationError as error:
@@ -85,14 +82,6 @@ def from_environ(environ: Mapping[str, str]) -> Config:
     except BadEndpoint as error:
         raise ConfigError(f"{variable('engine')}: {error}") from error
     return config
-
-
-def _size(name: str, text: str) -> int:
-    """Bytes of `64`, `64K`, `4M` or `1G`."""
-    match = re.fullmatch(r"(\d+)([KMG]?)", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ConfigError(f"{name}: expected bytes, or a number with K, M or G, got {text!r}")
-    return int(match[1]) * _SUFFIXES[match[2].upper()]
 
 
 def _explain(message: str, values: Mapping[str, object]) -> str:

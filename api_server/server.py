@@ -2,6 +2,7 @@
 
 The first SIGTERM or SIGINT starts the drain: the listener goes on accepting, so that what is new is told 503 and not
 refused, and running requests finish. After the time limit, or at the second signal, what still runs ends with an error.
+A frontend that serves health alone has nothing to finish: it tells of an engine's drain until it is ended itself.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,8 @@ from api_server.frontend import Frontend
 
 KEEP_ALIVE_S: Final = 75  # above the idle limits of common load balancers, or they meet connections just being closed
 FAREWELL_S: Final = 2.0  # for error events and buffers to go out at the end
+ENGINE_END_S: Final = 10.0  # what an engine may take to end after its own drain
+COULD_NOT_START: Final = 3
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -92,12 +96,15 @@ class FrontendServer(uvicorn.Server):
     async def _drain(self) -> None:
         config = self._frontend.config
         self._frontend.drain.begin()
-        finished = asyncio.create_task(self._finished(config.drain_grace_s))
-        ordered = asyncio.create_task(self._now.wait())
+        ends: list[asyncio.Task[Any]] = [asyncio.create_task(self._now.wait())]
         limit_s = max(config.shutdown_timeout_s, config.drain_grace_s)
-        await asyncio.wait({finished, ordered}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        finished.cancel()
-        ordered.cancel()
+        if config.health_only:
+            limit_s += ENGINE_END_S
+        else:
+            ends.append(asyncio.create_task(self._finished(config.drain_grace_s)))
+        await asyncio.wait(ends, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
         running = set(self.server_state.tasks)
         for task in running:
             task.cancel()
@@ -112,5 +119,17 @@ class FrontendServer(uvicorn.Server):
 
 def serve(app: Starlette, listen_fd: int | None) -> None:
     """Runs until a signal ends it, on an inherited socket if there is one. Exits with 3 if the address can't be had."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is the supervisor's
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # below it tells nothing that we don't
-    make_server(app).run(None if listen_fd is None else [socket.socket(fileno=listen_fd)])
+    config = app.state.frontend.config
+    listener = _listener(config.host, config.port) if listen_fd is None else socket.socket(fileno=listen_fd)
+    make_server(app).run([listener])
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        print(f"api_server: can't listen on port {port}: {error.strerror}", file=sys.stderr)
+        sys.exit(COULD_NOT_START)

@@ -3,11 +3,10 @@
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from typing import Final
 
 from deploy.settings import Settings, UsageError, resolve
+from protocol.version import own_version
 
 BAD_USAGE: Final = 2
 COULD_NOT_START: Final = 3
@@ -46,14 +45,6 @@ def run(settings: Settings) -> int:
     except CannotStart as error:
         print(f"tokenwire: {error}", file=sys.stderr)
         return COULD_NOT_START
-
-
-def own_version() -> str:
-    """The installed distribution's version; a checkout that is not installed has none."""
-    try:
-        return installed_version("tokenwire")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 if __name__ == "__main__":

@@ -1,19 +1,39 @@
 """Settings for `gunicorn -c python:deploy.gunicorn_conf api_server.asgi:app`: the same frontends under gunicorn.
 
 The engine is started apart (`tokenwire engine --listen ENDPOINT`) and named by TOKENWIRE_ENGINE; every other setting of
-a frontend is a TOKENWIRE_* variable as well. The time limits are ordered: a worker's own drain ends first, then
-gunicorn's patience, then its watchdog.
+`tokenwire api` is its variable, too. The time limits are ordered: a worker's own drain ends first, then gunicorn's
+patience, then its watchdog.
 """
 
 import os
 import socket
+import sys
 from typing import Any
 
-_drain_s = float(os.environ.get("TOKENWIRE_SHUTDOWN_TIMEOUT") or 120)
-_stall_s = float(os.environ.get("TOKENWIRE_STALL_TIMEOUT") or 60)
+from deploy.plan import FRONTEND_DEFAULTS
+from deploy.settings import Settings, UsageError, resolve
+from deploy.sockets import SEND_BUFFER
+from protocol.version import own_version
 
-bind = "{}:{}".format(os.environ.get("TOKENWIRE_HOST") or "127.0.0.1", os.environ.get("TOKENWIRE_PORT") or 8000)
-workers = int(os.environ.get("TOKENWIRE_API_WORKERS") or 1)
+
+def _resolved() -> Settings:
+    try:
+        return resolve(["api"], os.environ, own_version())
+    except UsageError as error:
+        print(f"tokenwire: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+_settings = _resolved()
+_host = _settings["host"]
+_drain_s = max(_settings.seconds("shutdown-timeout"), _settings.seconds("drain-grace"))
+# Workers read their settings in the form that the supervisor's children get.
+os.environ.update(
+    FRONTEND_DEFAULTS | os.environ | _settings.variables_for("api") | {"TOKENWIRE_ENGINE": _settings["engine"]}
+)
+
+bind = f"[{_host}]:{_settings['port']}" if ":" in _host else f"{_host}:{_settings['port']}"
+workers = _settings.integer("api-workers")
 worker_class = "deploy.gunicorn_worker.FrontendWorker"
 graceful_timeout = int(_drain_s) + 10
 timeout = graceful_timeout + 60
@@ -26,6 +46,4 @@ control_socket_disable = True  # its path is shared between instances
 def when_ready(server: Any) -> None:
     """Bounds what the kernel keeps for readers that have stopped, as the supervisor does."""
     for listener in server.LISTENERS:
-        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
-        if listener.sock.family in (socket.AF_INET, socket.AF_INET6):
-            listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_stall_s * 1000))
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)

@@ -12,34 +12,33 @@ from typing import Final
 
 from deploy.children import ChildSpec
 from deploy.options import BUILT_IN_MODEL
-from deploy.settings import Settings, UsageError
+from deploy.settings import Settings
 from deploy.sockets import ENGINE_SOCKET, listen, run_folder
 from deploy.supervisor import Plan
-from protocol.channel import BadEndpoint, check_endpoint
 
 ENGINE_COMMAND: Final = (sys.executable, "-m", "engine_core")
 API_COMMAND: Final = (sys.executable, "-m", "api_server")
+FRONTEND_DEFAULTS: Final = {"TOKENIZERS_PARALLELISM": "false"}  # else a thread per core for a prompt or two
 CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 @contextmanager
 def prepared(settings: Settings, environ: Mapping[str, str], version: str) -> Iterator[Plan]:
-    """The plan of the command, with its socket and folder for as long as it runs. Raises UsageError or CannotStart."""
-    _check_endpoints(settings)
+    """The plan of the command, with its socket and folder for as long as it runs. Raises CannotStart."""
     with ExitStack() as stack:
         match settings.command:
             case "serve":
-                listener = stack.enter_context(_listener(settings, settings.integer("port")))
+                listener = stack.enter_context(listen(settings["host"], settings.integer("port")))
                 folder = stack.enter_context(run_folder(settings.get("run-dir"), environ))
                 endpoint = f"ipc://{folder / ENGINE_SOCKET}"
                 yield _serve(settings, environ, version, listener, folder, endpoint)
             case "engine":
                 folder = stack.enter_context(run_folder(settings.get("run-dir"), environ))
                 health = settings.get("health-port")
-                socket = None if health is None else stack.enter_context(_listener(settings, int(health)))
+                socket = None if health is None else stack.enter_context(listen(settings["host"], int(health)))
                 yield _engine_only(settings, environ, version, folder, socket)
             case _:
-                listener = stack.enter_context(_listener(settings, settings.integer("port")))
+                listener = stack.enter_context(listen(settings["host"], settings.integer("port")))
                 yield _api_only(settings, environ, version, listener)
 
 
@@ -65,14 +64,14 @@ def _engine_only(
             "TOKENWIRE_LISTEN_FD": str(health.fileno()),
             "TOKENWIRE_HEALTH_ONLY": "true",
         }
-        probes = (ChildSpec("health frontend", API_COMMAND, variables, (health.fileno(),), environ),)
+        probes = (_frontend("health frontend", variables, health, environ),)
     told = "" if health is None else f", health at {_url(health)}"
     return Plan(
         banner=f"tokenwire {version} runs an engine core of {_name(settings)} at {endpoint}{told}",
         engine=_engine(settings, environ, endpoint, folder),
         frontends=probes,
         first_epoch=int(time.time() * 1000),  # frontends elsewhere may remember an earlier life of this endpoint
-        frontend_limit_s=0.0,
+        frontends_last=True,
         engine_limit_s=settings.seconds("shutdown-timeout"),
     )
 
@@ -103,31 +102,22 @@ def _frontends(
     }
     count = settings.integer("api-workers")
     names = (f"frontend {slot + 1}" if count > 1 else "frontend" for slot in range(count))
-    return tuple(ChildSpec(name, API_COMMAND, variables, (listener.fileno(),), environ) for name in names)
+    return tuple(_frontend(name, variables, listener, environ) for name in names)
+
+
+def _frontend(
+    name: str, variables: Mapping[str, str], listener: socket.socket, environ: Mapping[str, str]
+) -> ChildSpec:
+    return ChildSpec(name, API_COMMAND, variables, (listener.fileno(),), FRONTEND_DEFAULTS | dict(environ))
 
 
 def _name(settings: Settings) -> str:
     return settings.get("served-model-name") or settings["model"] or BUILT_IN_MODEL
 
 
-def _listener(settings: Settings, port: int) -> socket.socket:
-    stall = settings.get("stall-timeout")
-    return listen(settings["host"], port, 60.0 if stall is None else float(stall))
-
-
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _check_endpoints(settings: Settings) -> None:
-    flag = {"engine": "listen", "api": "engine"}.get(settings.command)
-    if flag is None:
-        return
-    try:
-        check_endpoint(settings[flag], insecure_tcp=settings["insecure-tcp"] == "true")
-    except BadEndpoint as error:
-        raise UsageError(f"--{flag}: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------------- threads

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from deploy.options import OPTIONS, PREFIX, Option
+from protocol.channel import BadEndpoint, check_endpoint
 
 COMMANDS: Final = {
     "serve": "serve a model on this machine: one engine core and its frontends on one port",
@@ -15,6 +16,7 @@ COMMANDS: Final = {
     "api": "frontends for an engine that runs elsewhere; needs no model files",
 }
 CONFIG_VARIABLE: Final = PREFIX + "CONFIG"
+ENDPOINTS: Final = {"engine": "listen", "api": "engine"}  # what these commands can't do without
 
 
 class UsageError(ValueError):
@@ -53,16 +55,18 @@ def resolve(arguments: Sequence[str], environ: Mapping[str, str], version: str) 
     file = given.get("config") or environ.get(CONFIG_VARIABLE)
     from_file = _read(Path(file)) if file else {}
     values: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for option in OPTIONS:
         if command not in option.commands:
             continue
         source, texts = _find(option, given, environ, f"{file}: ", from_file)
         if texts is not None:
             values[option.name] = _parse(option, source, texts)
+            sources[option.name] = source
         elif option.default is not None:
             values[option.name] = option.parse(option.default)
     settings = Settings(command, values)
-    _check(settings)
+    _check(settings, sources)
     return settings
 
 
@@ -94,13 +98,19 @@ def _parse(option: Option, source: str, texts: list[str]) -> str:
     return ",".join(parsed)
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: Settings, sources: Mapping[str, str]) -> None:
     """What no single option can see."""
-    required = {"engine": "listen", "api": "engine"}.get(settings.command)
-    if required is not None and settings.get(required) is None:
-        raise UsageError(f"--{required} is missing: {settings.command} needs an ENDPOINT")
-    if settings.command == "api" and "," in settings["engine"]:
-        raise UsageError("--engine: only one engine is supported so far")
+    if (name := ENDPOINTS.get(settings.command)) is None:
+        return
+    if (endpoint := settings.get(name)) is None:
+        variable = PREFIX + name.upper()
+        raise UsageError(f"--{name} (or {variable}) is missing: {settings.command} needs an ENDPOINT")
+    if "," in endpoint:
+        raise UsageError(f"{sources[name]}: only one {name} is supported so far")
+    try:
+        check_endpoint(endpoint, insecure_tcp=settings["insecure-tcp"] == "true")
+    except BadEndpoint as error:
+        raise UsageError(f"{sources[name]}: {error}") from error
 
 
 def _read(path: Path) -> dict[str, list[str]]:

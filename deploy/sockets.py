@@ -1,13 +1,16 @@
 """What the supervisor owns for its children: the listening socket and the private folder."""
 
 import errno
+import fcntl
 import os
+import re
 import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -16,15 +19,21 @@ from protocol.channel import IPC_PATH_MAX
 BACKLOG: Final = 2048
 SEND_BUFFER: Final = 64 << 10  # bytes the kernel keeps for a reader that has stopped; by default it is megabytes
 ENGINE_SOCKET: Final = "engine.sock"
+FRESH: Final = "tokenwire-"
+NAME: Final = re.compile(FRESH + r"[a-z0-9_]{8}")  # as mkdtemp makes them
+UNUSED_S: Final = 60.0  # a younger folder without an engine may be one that is just being made
 
 
 class CannotStart(Exception):
     """The command can't do its work here. The message says what, and what to change."""
 
 
-def listen(host: str, port: int, user_timeout_s: float) -> socket.socket:
-    """A listening TCP socket. Connections inherit a small send buffer and are dropped when the peer has not
-    acknowledged anything for `user_timeout_s`. Raises CannotStart, naming the port."""
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket whose connections inherit a small send buffer. Raises CannotStart, naming the port.
+
+    TCP_USER_TIMEOUT is left alone: it would also end readers that are slow but take bytes, while their window is too
+    small for the next segment. Frontends see for themselves who takes nothing.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -34,7 +43,6 @@ def listen(host: str, port: int, user_timeout_s: float) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_s * 1000))
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
@@ -53,9 +61,14 @@ def run_folder(chosen: str | None, environ: Mapping[str, str]) -> Iterator[Path]
     if chosen is not None:
         yield _own(Path(chosen))
         return
-    path = _fresh(environ)
+    parent = _parent(environ)
+    for left in parent.glob(FRESH + "*"):
+        if _ownerless(left):
+            shutil.rmtree(left, ignore_errors=True)
+    path = Path(tempfile.mkdtemp(prefix=FRESH, dir=parent))
     try:
-        yield path
+        with _held(path, fcntl.LOCK_EX):
+            yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -74,13 +87,43 @@ def _own(path: Path) -> Path:
     return path
 
 
-def _fresh(environ: Mapping[str, str]) -> Path:
+def _parent(environ: Mapping[str, str]) -> Path:
     runtime = environ.get("XDG_RUNTIME_DIR", "")
     for parent in (runtime, tempfile.gettempdir(), "/tmp"):
-        if parent and _fits(Path(parent, "tokenwire-xxxxxxxx")) and os.access(parent, os.W_OK | os.X_OK):
-            return Path(tempfile.mkdtemp(prefix="tokenwire-", dir=parent))
+        if parent and _fits(Path(parent, FRESH + "xxxxxxxx")) and os.access(parent, os.W_OK | os.X_OK):
+            return Path(parent)
     raise CannotStart("no folder for sockets: neither XDG_RUNTIME_DIR nor the temporary folder will do; use --run-dir")
 
 
 def _fits(path: Path) -> bool:
     return len(os.fsencode(path / ENGINE_SOCKET)) <= IPC_PATH_MAX
+
+
+# ---------------------------------------------------------------------------------------------------- what was left
+
+
+def _ownerless(path: Path) -> bool:
+    """A fresh folder of ours whose supervisor was killed, and whose engine has ended as well."""
+    try:
+        found = path.lstat()
+        ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
+        if not ours or not NAME.fullmatch(path.name):
+            return False
+        lock = path / f"{ENGINE_SOCKET}.lock"
+        begun = lock.exists()  # its supervisor holds a folder before it starts anything there
+        at_once = fcntl.LOCK_EX | fcntl.LOCK_NB
+        with _held(path, at_once), _held(lock, at_once) if begun else nullcontext():
+            return begun or time.time() - found.st_mtime > UNUSED_S
+    except OSError:  # held, or gone meanwhile
+        return False
+
+
+@contextmanager
+def _held(path: Path, how: int) -> Iterator[None]:
+    """The path's flock, which a killed process gives up as well. Raises OSError if it can't be had."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)

@@ -34,6 +34,7 @@ class Plan:
     banner: str  # told once everything is ready
     engine: ChildSpec | None = None
     frontends: tuple[ChildSpec, ...] = ()
+    frontends_last: bool = False  # they only tell of the engine, until it has ended
     first_epoch: int = 1
     frontend_limit_s: float = 120.0  # a frontend's drain, before it is killed
     engine_limit_s: float = 0.0
@@ -83,7 +84,8 @@ class Supervisor:
             self._signalled_twice.set()
             return
         self._signalled.set()
-        limit_s = max(self._plan.frontend_limit_s, self._plan.engine_limit_s)
+        plan = self._plan
+        limit_s = plan.engine_limit_s if plan.frontends_last else max(plan.frontend_limit_s, plan.engine_limit_s)
         logger.info("stopping; running streams may take %g s, a second signal ends them", limit_s)
 
     def _children(self) -> list[Child]:
@@ -145,14 +147,17 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------ the end
 
     async def _stop(self) -> None:
-        """Frontends first: their streams need the engine to finish."""
+        """Frontends first: their streams need the engine to finish. Those that have none end with it."""
         for child in self._frontends.values():
             child.terminate()
-        await self._await_end(self._frontends.values(), self._plan.frontend_limit_s + self._plan.farewell_s)
+        if not self._plan.frontends_last:
+            await self._await_end(self._frontends.values(), self._plan.frontend_limit_s + self._plan.farewell_s)
         if self._engine is not None:
             self._engine.terminate()
             limit_s = self._plan.engine_limit_s if self._engine.ready else 0.0
             await self._await_end([self._engine], limit_s + self._plan.farewell_s)
+        if self._plan.frontends_last:
+            await self._await_end(self._frontends.values(), 0.0)
 
     async def _await_end(self, children: Iterable[Child], limit_s: float) -> None:
         """Returns when all have ended. A second signal asks again, and those that outstay their time are killed."""

@@ -7,8 +7,8 @@ from starlette.responses import Response
 from api_server.frontend import Frontend, frontend
 from api_server.metrics import CONTENT_TYPE
 from api_server.respond import JsonResponse
-from api_server.version import own_version
 from protocol.messages import PROTOCOL_VERSION
+from protocol.version import own_version
 
 _OK = 200
 _UNAVAILABLE = 503

@@ -9,6 +9,7 @@ import pytest
 from starlette.requests import Request
 
 from api_server.errors import ApiError
+from api_server.routes import make_routes
 from api_server.sse import EventStream
 from tests.api_server.live import BareClient, Handler, LiveServer, endpoint, until
 
@@ -208,4 +209,5 @@ def test_shutdown_ends_a_stream_with_an_error_event() -> None:
 
 def test_handlers_fit_the_table() -> None:
     handler: Handler = Source(three).handler
-    assert endpoint("/stream", handler).route().methods == {"GET", "POST"}
+    [route] = make_routes([endpoint("/stream", handler)])
+    assert route.methods == {"GET", "POST"}

@@ -21,7 +21,7 @@ def child(name: str, mode: str) -> int:
     ready); brief (ready, then dead at once)."""
     lifeline = os.environ.get(LIFELINE_VARIABLE)
     hang_on_parent()
-    note = {
+    life = {
         "name": name,
         "pid": os.getpid(),
         "epoch": os.environ.get("TOKENWIRE_EPOCH"),
@@ -31,10 +31,15 @@ def child(name: str, mode: str) -> int:
         "fds": sorted(int(each) for each in os.listdir("/proc/self/fd")),
     }
     path = Path(os.environ["STAND_IN"], f"{name}.{time.monotonic_ns()}.json")
-    path.with_suffix(".part").write_text(json.dumps(note))
+    path.with_suffix(".part").write_text(json.dumps(life))
     path.with_suffix(".part").rename(path)
     signals: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+
+    def told(number: int, frame: object) -> None:
+        signals.append(number)
+        note(name, "told")
+
+    signal.signal(signal.SIGTERM, told)
     if mode == "refuses":
         print(f"{name}: the model is missing", file=sys.stderr)
         return 3
@@ -47,7 +52,7 @@ def child(name: str, mode: str) -> int:
     if mode == "brief":
         return 1
     code = _until_told(mode, signals)
-    note_end(name)
+    note(name, "ended")
     return code
 
 
@@ -60,8 +65,8 @@ def _until_told(mode: str, signals: list[int]) -> int:
     return 0
 
 
-def note_end(name: str) -> None:
-    Path(os.environ["STAND_IN"], f"{name}.ended").write_text(str(time.monotonic_ns()))
+def note(name: str, what: str) -> None:
+    Path(os.environ["STAND_IN"], f"{name}.{what}").write_text(str(time.monotonic_ns()))
 
 
 def supervise(plan_text: str) -> int:
@@ -82,6 +87,8 @@ def supervise(plan_text: str) -> int:
         banner="everything runs",
         engine=None if engine is None else spec("engine", engine),
         frontends=tuple(spec(f"frontend{slot}", mode) for slot, mode in enumerate(told.get("frontends", []))),
+        frontends_last=told.get("frontends_last", False),
+        engine_limit_s=told.get("engine_limit_s", 0.0),
         frontend_limit_s=told.get("limit_s", 10.0),
         farewell_s=told.get("farewell_s", 5.0),
         backoff_s=tuple(told.get("backoff_s", [0.0])),

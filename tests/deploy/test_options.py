@@ -1,7 +1,12 @@
 """The option table, where values come from, and what children are told."""
 
+import fcntl
+import os
 import socket
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,8 @@ from deploy.options import OPTIONS, PREFIX
 from deploy.plan import prepared, thread_defaults, usable_cores
 from deploy.settings import Settings, UsageError, resolve
 from deploy.sockets import CannotStart, run_folder
+
+ROOT = Path(__file__).parents[2]
 
 
 def settings(*arguments: str, **environ: str) -> Settings:
@@ -121,10 +128,13 @@ def test_the_built_in_model_is_handed_on_as_an_empty_text() -> None:
         ([], {}, "COMMAND"),
         (["engine"], {}, "--listen"),
         (["engine", "--listen", "/tmp/x"], {}, "--listen"),
-        (["api"], {}, "--engine"),
+        (["api"], {}, "--engine (or TOKENWIRE_ENGINE) is missing"),
+        (["api"], {"ENGINE": " "}, "TOKENWIRE_ENGINE"),
+        (["api", "--engine", "tcp://127.0.0.1:99999", "--insecure-tcp"], {}, "--engine: "),
+        (["engine", "--listen", "tcp://127.0.0.1:99999", "--insecure-tcp"], {}, "--listen: "),
         (["api", "model"], {}, "model"),
         (["api", "--engine", "ipc:///a", "--engine", "ipc:///b"], {}, "--engine"),
-        (["api"], {"ENGINE": "ipc:///a,ipc:///b"}, "--engine"),
+        (["api"], {"ENGINE": "ipc:///a,ipc:///b"}, "TOKENWIRE_ENGINE: only one"),
         (["serve", "--config", "/no/such.toml"], {}, "/no/such.toml"),
     ],
 )
@@ -164,6 +174,7 @@ def test_each_child_is_told_its_own_options_and_keys_stay_off_command_lines(tmp_
         assert engine.variables["TOKENWIRE_LISTEN"] == f"ipc://{tmp_path}/engine.sock"
         assert engine.variables["TOKENWIRE_MODEL"] == "m"
         assert engine.environ["OMP_NUM_THREADS"] == "9"
+        assert frontend.environ["TOKENIZERS_PARALLELISM"] == "false"
         assert engine.descriptors == ()
         assert frontend.variables["TOKENWIRE_API_KEY"] == "k"
         assert frontend.variables["TOKENWIRE_LISTEN_FD"] == str(frontend.descriptors[0])
@@ -181,6 +192,14 @@ def test_the_engine_alone_counts_epochs_from_the_time_and_may_serve_its_health(t
         assert plan.frontends == ()
     with prepared(settings("engine", "--listen", f"ipc://{tmp_path}/e", "--health-port", "0"), {}, "1") as plan:
         assert plan.frontends[0].variables["TOKENWIRE_HEALTH_ONLY"] == "true"
+        assert plan.frontends_last
+
+
+def test_the_user_s_word_on_tokenizer_threads_counts() -> None:
+    with prepared(
+        settings("api", "--engine", "ipc:///x/e", "--port", "0"), {"TOKENIZERS_PARALLELISM": "1"}, ""
+    ) as plan:
+        assert plan.frontends[0].environ["TOKENIZERS_PARALLELISM"] == "1"
 
 
 def test_frontends_alone_have_no_engine() -> None:
@@ -190,12 +209,10 @@ def test_frontends_alone_have_no_engine() -> None:
 
 
 def test_tcp_needs_a_word_and_loopback() -> None:
-    for arguments in (
-        ["api", "--engine", "tcp://127.0.0.1:5", "--port", "0"],
-        ["api", "--engine", "tcp://192.0.2.1:5", "--insecure-tcp", "--port", "0"],
-    ):
-        with pytest.raises(UsageError, match="--engine"), prepared(settings(*arguments), {}, "1"):
-            pass
+    assert refusal("api", "--engine", "tcp://127.0.0.1:5").startswith("--engine: ")
+    assert refusal("api", "--engine", "tcp://192.0.2.1:5", "--insecure-tcp").startswith("--engine: ")
+    assert refusal("engine", "--listen", "tcp://127.0.0.1:5").startswith("--listen: ")
+    assert refusal("api", ENGINE="tcp://127.0.0.1:5").startswith("TOKENWIRE_ENGINE: ")
     allowed = settings("api", "--engine", "tcp://127.0.0.1:5", "--insecure-tcp", "--port", "0")
     with prepared(allowed, {}, "1") as plan:
         assert plan.frontends[0].variables["TOKENWIRE_INSECURE_TCP"] == "true"
@@ -216,6 +233,68 @@ def test_a_fresh_folder_is_private_and_goes_away(tmp_path: Path) -> None:
         assert folder.parent == tmp_path
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not folder.exists()
+
+
+def left_behind(parent: Path, name: str, age_s: float = 0.0, *, lock: bool = True) -> Path:
+    folder = parent / name
+    folder.mkdir(mode=0o700)
+    if lock:
+        (folder / "engine.sock.lock").touch()
+    then_s = time.time() - age_s
+    os.utime(folder, (then_s, then_s))
+    return folder
+
+
+def test_folders_of_killed_supervisors_are_cleared_away(tmp_path: Path) -> None:
+    gone = [left_behind(tmp_path, "tokenwire-abcdefgh"), left_behind(tmp_path, "tokenwire-a_cd3fgh", 90.0, lock=False)]
+    kept = [
+        left_behind(tmp_path, "tokenwire-young123", lock=False),  # its supervisor is about to take it
+        left_behind(tmp_path, "tokenwire-not-ours", 90.0),
+        left_behind(tmp_path, "other-abcdefgh", 90.0),
+        left_behind(tmp_path, "tokenwire-running1", 90.0),
+    ]
+    open_to_all = left_behind(tmp_path, "tokenwire-openopen", 90.0)
+    open_to_all.chmod(0o755)
+    (tmp_path / "tokenwire-linklink").symlink_to(kept[2])
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    with (kept[3] / "engine.sock.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with run_folder(None, environ) as mine, run_folder(None, environ) as another:
+            assert all(each.exists() for each in (*kept, open_to_all, mine, another))
+    assert not any(folder.exists() for folder in gone)
+    assert (tmp_path / "tokenwire-linklink").is_symlink()
+
+
+def test_the_folder_of_a_killed_process_goes_with_the_next_start(tmp_path: Path) -> None:
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    code = (
+        "import sys, deploy.sockets as sockets\n"
+        "from protocol.channel import EngineChannel\n"
+        f"with sockets.run_folder(None, {environ!r}) as folder, EngineChannel(f'ipc://{{folder}}/engine.sock'):\n"
+        "    print(folder, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        left = Path(process.stdout.readline().strip())
+        with run_folder(None, environ):
+            assert (left / "engine.sock").exists()
+        process.kill()
+    assert left.exists()
+    with run_folder(None, environ):
+        assert not left.exists()
+
+
+def test_a_supervisor_that_runs_keeps_its_folder_while_its_engine_is_away(tmp_path: Path) -> None:
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    with run_folder(None, environ) as mine:
+        (mine / "engine.sock.lock").touch()
+        os.utime(mine, (0, 0))
+        with run_folder(None, environ):
+            assert mine.exists()
 
 
 def test_a_chosen_folder_is_closed_to_others_and_stays(tmp_path: Path) -> None:

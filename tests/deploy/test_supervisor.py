@@ -116,6 +116,22 @@ def test_the_engine_outlives_the_drain_of_the_frontends(start: Start) -> None:
     assert ended["frontend0"] < ended["engine"]
 
 
+def test_frontends_that_only_tell_of_the_engine_end_after_it(start: Start) -> None:
+    """They are told at once, so that they say so, and are there until the engine has ended."""
+    supervised = start(engine="busy", frontends=["stubborn"], frontends_last=True, engine_limit_s=10.0, limit_s=0.0)
+    supervised.until_ready()
+    (frontend,) = (note["pid"] for note in supervised.notes("frontend0"))
+    supervised.signal(signal.SIGTERM)
+    until(lambda: (supervised.folder / "frontend0.told").exists())
+    seen_with_it = False
+    while not (supervised.folder / "engine.ended").exists():
+        seen_with_it = alive(frontend)
+        assert supervised.process.poll() is None
+    assert seen_with_it
+    assert supervised.wait() == 0
+    assert supervised.running() == []
+
+
 def test_a_drain_that_takes_too_long_is_cut(start: Start) -> None:
     supervised = start(engine="well", frontends=["stubborn"], limit_s=0.2, farewell_s=0.2)
     supervised.until_ready()

@@ -56,7 +56,10 @@ def descendants(pid: int) -> dict[int, str]:
     while todo:
         parent = todo.pop()
         for child in [child for child, of in parents.items() if of == parent]:
-            found[child] = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
+            try:
+                found[child] = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
+            except OSError:
+                continue
             todo.append(child)
     return found
 

@@ -51,7 +51,7 @@ def test_closing_a_client_frees_its_blocks(server: Server) -> None:
                 until(lambda: server.engine()["running"] == 1)
         until(lambda: server.engine()["running"] == 0)
     until(lambda: server.metric("vllm:kv_cache_usage_perc") == 0)
-    assert server.metric("vllm:request_success_total", finished_reason="abort") == aborted + 2
+    until(lambda: server.metric("vllm:request_success_total", finished_reason="abort") == aborted + 2)
 
 
 def test_equal_request_ids_of_clients_mean_nothing(server: Server) -> None:
