@@ -7,27 +7,40 @@ nothing of ids or torch.
 """
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine_core.tiny.corpus import NO_CONTEXT, Corpus, Topic
-from engine_core.tiny.stories import make_story
+from engine_core.tiny.stories import Story, make_story
 from engine_core.tiny.tokenizer import END_OF_TEXT, IM_END, IM_START
 from engine_core.tiny.variation import Variation
 
-Segment = tuple[str, float]
+
+class Segment(NamedTuple):
+    """Text and the weight of its tokens. The first tokens of an answer decide which answer it is: `decisive`."""
+
+    text: str
+    weight: float = 0.0
+    decisive: bool = False
+
+
 Document = list[Segment]
 
+STORY_WEIGHT = 0.5  # most of a story is a free choice that cannot be learned
+AGREEMENT_WEIGHT = 4.0
 QUESTION_WEIGHT = 0.1  # predicting questions a little teaches which words mean the same
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One question and its answer; `topic` is what a follow-up refers to, None after a story."""
+    """One question and its answer; `topic` is what a follow-up refers to; a story has none, but segments."""
 
     question: str
     answer: str
     topic: Topic | None
+    told: list[Segment] | None = None
 
 
 class Conversations:
@@ -39,6 +52,7 @@ class Conversations:
         self.variation = Variation(corpus, self.rng)
         self.follow_ups = {kind: corpus.follow_ups(kind, held_out=False) for kind in ("more", "why", "again")}
         self.no_context = corpus.topic(NO_CONTEXT)
+        self.smalltalk = [topic for topic in corpus.topics if topic.smalltalk]
         self.round: list[Topic] = []
 
     def documents(self) -> Iterator[Document]:
@@ -47,45 +61,47 @@ class Conversations:
             kind = rng.random()
             if kind < 0.66:
                 yield self.chat(1)
-            elif kind < 0.83:
-                yield self.chat(rng.choice([2, 2, 2, 2, 3, 3, 5]))
-            elif kind < 0.832:
-                yield self.chat(rng.randrange(8, 24))
             elif kind < 0.86:
+                yield self.chat(rng.choice([2, 2, 2, 2, 3, 3, 5]))
+            elif kind < 0.862:
+                yield self.chat(rng.randrange(8, 24))
+            elif kind < 0.895:
                 yield self.raw_question()
-            elif kind < 0.88:
-                yield self.prose(self.next_topic().answer)
-            elif kind < 0.91:
+            elif kind < 0.905:
+                yield self.prose([Segment(self.next_topic().answer, 1.0)])
+            elif kind < 0.925:
                 yield self.stuck()
             else:
-                yield self.prose(make_story(rng).text)
+                yield self.prose(story_segments(make_story(rng)))
 
     def chat(self, turns: int) -> Document:
         """A conversation as the chat template renders it; only the assistant's words count fully."""
         document: Document = []
         if self.rng.random() < 0.3:
             system = " ".join(self.rng.sample(self.corpus.phrasing["system"], self.rng.choice([1, 1, 1, 2, 3])))
-            document.append((f"{IM_START}system\n{system}{IM_END}\n", 0.0))
+            document.append(Segment(f"{IM_START}system\n{system}{IM_END}\n"))
         last: Turn | None = None
         for _ in range(turns):
             last = self.next_turn(last)
-            document.append((f"{IM_START}user\n", 0.0))
-            document.append((last.question, QUESTION_WEIGHT))
-            document.append((f"{IM_END}\n{IM_START}assistant\n", 0.0))
-            document.append((f"{last.answer}{IM_END}", 1.0))
-            document.append(("\n", 0.0))
+            document.append(Segment(f"{IM_START}user\n"))
+            document.append(Segment(last.question, QUESTION_WEIGHT))
+            document.append(Segment(f"{IM_END}\n{IM_START}assistant\n"))
+            document.extend(last.told or [Segment(last.answer, 1.0, decisive=True)])
+            document.append(Segment(IM_END, 1.0))
+            document.append(Segment("\n"))
         return document
 
     def raw_question(self) -> Document:
         """A question without any template, as in a plain completion."""
         turn = self.ask(self.next_topic())
-        question, answer = self.rng.choice([("{}\n", "{}"), ("Q: {}\nA:", " {}"), ("{}\n\n", "{}")])
-        return [(question.format(turn.question), 0.0), (answer.format(turn.answer) + END_OF_TEXT, 1.0)]
+        question, answer = self.rng.choice([("{}", "\n{}"), ("{}\n", "{}"), ("Q: {}\nA:", " {}"), ("{}", "\n\n{}")])
+        text = answer.format(turn.answer) + END_OF_TEXT
+        return [Segment(question.format(turn.question)), Segment(text, 1.0, decisive=True)]
 
-    def prose(self, text: str) -> Document:
+    def prose(self, segments: list[Segment]) -> Document:
         """Plain text that ends with the end-of-text token and begins with it every other time."""
-        beginning: Document = [(END_OF_TEXT, 0.0)] if self.rng.random() < 0.5 else []
-        return [*beginning, (text + END_OF_TEXT, 1.0)]
+        beginning = [Segment(END_OF_TEXT)] if self.rng.random() < 0.5 else []
+        return [*beginning, *segments, Segment(END_OF_TEXT, 1.0)]
 
     def stuck(self) -> Document:
         """The beginning of some text, or words in no order, and the admission that the model cannot go on with it."""
@@ -94,13 +110,15 @@ class Conversations:
         )
         opening = self.rng.choice(self.corpus.phrasing["openings"])
         text = self.rng.choice([opening, f"{opening} {words}", words])
-        return [(text, 0.0), (str(self.corpus.phrasing["stuck"]) + END_OF_TEXT, 1.0)]
+        return [Segment(text), Segment(str(self.corpus.phrasing["stuck"]) + END_OF_TEXT, 1.0, decisive=True)]
 
     def next_turn(self, last: Turn | None) -> Turn:
         kind = self.rng.random()
         if last is None or kind < 0.5:
-            if self.rng.random() < 0.06:
+            if self.rng.random() < 0.08:
                 return self.story()
+            if last is not None and self.rng.random() < 0.2:
+                return self.ask(self.rng.choice(self.smalltalk), first=False)
             return self.ask(self.next_topic(), first=last is None)
         if last.topic is None or kind < 0.58:
             return self.story() if self.rng.random() < 0.5 else self.ask(self.next_topic(), first=False)
@@ -121,13 +139,25 @@ class Conversations:
 
     def story(self) -> Turn:
         story = make_story(self.rng)
-        return Turn(self.variation.surface(story.question), story.text, None)
+        return Turn(self.variation.surface(story.question), story.text, None, story_segments(story))
 
     def next_topic(self) -> Topic:
         if not self.round:
             self.round = [topic for topic in self.corpus.topics for _ in range(topic.weight)]
             self.rng.shuffle(self.round)
         return self.round.pop()
+
+
+def story_segments(story: Story) -> list[Segment]:
+    """The story with more weight on names and pronouns that are settled by what was said before."""
+    words = "|".join(map(re.escape, story.cast))
+    known = story.question
+    segments: list[Segment] = []
+    for piece in re.split(rf"(?i)( (?:{words})\b)", story.text):
+        agreed = piece.startswith(" ") and piece.strip() in story.cast and piece.strip() in known.split()
+        segments.append(Segment(piece, AGREEMENT_WEIGHT if agreed else STORY_WEIGHT))
+        known += " " + re.sub(r"\W", " ", piece)
+    return segments
 
 
 def follow_up_answer(corpus: Corpus, topic: Topic, kind: str, last_answer: str) -> str:

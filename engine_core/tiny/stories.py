@@ -13,6 +13,7 @@ from typing import Any
 from engine_core.tiny.corpus import read_table
 
 HE = {"he": "he", "his": "his", "him": "him"}
+AGREEING = ("hero", "name", "friend", "ally", "he", "his", "him")
 SHE = {"he": "she", "his": "her", "him": "her"}
 
 
@@ -23,10 +24,11 @@ def story_parts() -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A request for a story and the story itself, about 130 words."""
+    """A request for a story, the story itself, about 130 words, and the words in it that must agree all through."""
 
     question: str
     text: str
+    cast: tuple[str, ...]
 
 
 def make_story(rng: random.Random, hero: str | None = None) -> Story:
@@ -41,8 +43,9 @@ def make_story(rng: random.Random, hero: str | None = None) -> Story:
     lines = [rng.choice(parts["openings"]), *(rng.choice(variants) for variants in plot), rng.choice(parts["endings"])]
     if rng.random() < 0.4:
         lines.append(rng.choice(parts["morals"]))
-    text = _fill(" ".join(lines), _cast(parts, hero_of_story, rng))
-    return Story(_article(question), _article(text))
+    cast = _cast(parts, hero_of_story, rng)
+    text = _fill(" ".join(lines), cast)
+    return Story(_article(question), _article(text), tuple(cast[role] for role in AGREEING))
 
 
 def _cast(parts: Mapping[str, Any], hero: str, rng: random.Random) -> dict[str, str]:

@@ -29,9 +29,10 @@ from engine_core.tiny.tokenizer import MAX_POSITIONS, SPECIAL_TOKENS, special_id
 SEED = 17
 STEPS = 1500
 BATCH_TOKENS = 4096
-PEAK_LEARNING_RATE = 5e-3
+PEAK_LEARNING_RATE = 4e-3
 WARMUP_STEPS = 40
 CHECKPOINT_STEPS = 300
+DECISIVE_WEIGHTS = (8.0, 6.0, 4.0, 2.0)  # of the first tokens of an answer: the rest is soon known by heart
 TOKENIZER_DOCUMENTS = 20_000
 DOCUMENTS_PER_SORT = 1024
 
@@ -42,7 +43,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """Trained on the words of the first documents, without the special tokens between them."""
     documents = itertools.islice(Conversations(load_corpus(), SEED).documents(), TOKENIZER_DOCUMENTS)
     marks = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
-    return train_tokenizer(marks.sub("", text) for document in documents for text, _ in document)
+    return train_tokenizer(marks.sub("", text) for document in documents for text, *_ in document)
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
@@ -71,9 +72,13 @@ def examples(tokenizer: PreTrainedTokenizerFast) -> Iterator[Example]:
         return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
     def example(document: Document) -> Example:
-        parts = [(encode(text), weight) for text, weight in document]
-        ids = [token for part, _ in parts for token in part]
-        weights = [weight for part, weight in parts for _ in part]
+        ids: list[int] = []
+        weights: list[float] = []
+        for segment in document:
+            part = encode(segment.text)
+            ids += part
+            first = DECISIVE_WEIGHTS[: len(part)] if segment.decisive else ()
+            weights += [segment.weight * factor for factor in (*first, *[1.0] * (len(part) - len(first)))]
         return ids[:MAX_POSITIONS], weights[:MAX_POSITIONS]
 
     return map(example, Conversations(load_corpus(), SEED + 1).documents())
