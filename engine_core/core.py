@@ -1,11 +1,10 @@
 """The step loop: commands in, a batch to the device, tokens out, over and over.
 
-The loop never waits while there is something to compute, and knows neither what a token means nor who reads it. With
-`overlap` 1 the device works on the next step while the last one is read and published; with 0 a step is settled before
-the next is launched.
+The loop never waits while there is something to compute, and knows neither what a token means nor who reads it.
+`overlap` is how many steps may be on the device while an earlier one is read and published; with 0 a step is settled
+before the next is launched, and with more a request still has one step in flight at most.
 """
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from engine_core.stats import Stats
 from protocol import messages as wire
 from protocol.channel import EngineChannel
 from protocol.validate import InvalidRequest, check
-
-logger: Final = logging.getLogger("tokenwire.engine_core")
 
 METRICS_S: Final = 0.5  # how often the frontends get the metrics
 LONG_STEP_S: Final = 0.5  # a step that should take longer is announced before it starts
