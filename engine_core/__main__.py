@@ -6,7 +6,6 @@ hang_on_parent()  # before anything that takes long: torch alone is a second
 
 import faulthandler  # noqa: E402
 import gc  # noqa: E402
-import logging  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
@@ -22,7 +21,6 @@ from protocol.logs import set_up_logging  # noqa: E402
 
 EXIT_USAGE: Final = 2
 EXIT_CANNOT_START: Final = 3
-logger: Final = logging.getLogger("tokenwire.engine_core")
 
 
 def main() -> int:
