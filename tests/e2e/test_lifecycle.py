@@ -126,7 +126,7 @@ def test_livez_answers_while_the_engine_is_in_a_long_step(tmp_path: Path) -> Non
         request.join()
     assert answers[0].status == 200
     assert len(during) > 20, "the step was too short to show anything"
-    assert sorted(during)[len(during) // 2] < 0.1
+    assert sorted(during)[len(during) // 2] < 0.5, "the step, which takes many times as long, is in the way"
 
 
 @pytest.mark.parametrize(
