@@ -16,10 +16,11 @@ from api_server.chat import ChatTemplate, text_of, weight
 from api_server.detokenize import Vocabulary
 from api_server.encode import Encoder, off_loop
 from api_server.errors import ApiError
-from api_server.job import Job, Submission
+from api_server.job import Job
 from api_server.schema import refusals
 from api_server.schema.messages import Message, Scalars
 from api_server.schema.requests import ChatRequest, CompletionRequest, GenerationRequest, PlainRequest, TokenizeRequest
+from api_server.submission import Submission
 from protocol import validate
 from protocol.messages import Generate, Limits, ModelCard
 from protocol.messages import Sequence as WireSequence

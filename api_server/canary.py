@@ -7,7 +7,7 @@ from typing import Final
 
 from api_server.engine_client import EngineClient
 from api_server.errors import ApiError
-from api_server.job import Submission
+from api_server.submission import Submission
 from protocol.sampling import SamplingParams
 
 CACHE_S: Final = 5.0

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from api_server.errors import ApiError
-from api_server.stream import Stream, Submission
+from api_server.stream import Stream
+from api_server.submission import Submission
 from protocol import messages as wire
 from protocol.channel import ClientChannel, Link, TooLarge
 from protocol.metrics import EngineMetrics

@@ -3,21 +3,7 @@
 from dataclasses import dataclass
 
 from api_server.detokenize import Vocabulary
-from protocol.sampling import SamplingParams
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """One HTTP request as the engine sees it: token ids, and nothing left to default."""
-
-    rid: str
-    prompts: list[list[int]]
-    n: int
-    sampling: SamplingParams
-    seed: int
-    salt: bytes = b""
-    priority: int = 0
-    meta: bytes = b""
+from api_server.submission import Submission
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,28 +11,6 @@ from typing import Protocol, Self
 
 from api_server.errors import ApiError
 from protocol import messages as wire
-from protocol.sampling import SamplingParams
-
-
-class Submission(Protocol):
-    """What admission hands over: one HTTP request, resolved to tokens."""
-
-    @property
-    def rid(self) -> str: ...
-    @property
-    def prompts(self) -> Sequence[list[int]]: ...
-    @property
-    def n(self) -> int: ...
-    @property
-    def sampling(self) -> SamplingParams: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def salt(self) -> bytes: ...
-    @property
-    def priority(self) -> int: ...
-    @property
-    def meta(self) -> bytes: ...
 
 
 class Correspondent(Protocol):

@@ -6,7 +6,7 @@ import pytest
 
 from api_server.canary import Canary
 from api_server.errors import ApiError
-from api_server.job import Submission
+from api_server.submission import Submission
 
 
 class Engine:

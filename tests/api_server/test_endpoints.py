@@ -13,9 +13,9 @@ from api_server.app import create_app
 from api_server.config import Config
 from api_server.deadline import Deadline
 from api_server.errors import ApiError
-from api_server.job import Submission
 from api_server.render.chat import ChatRenderer
 from api_server.reply import Chunks
+from api_server.submission import Submission
 from protocol.messages import Delta, FinishReason, FirstToken
 from tests.api_server.vocabularies import LIMITS, byte_level, card, job
 

@@ -12,9 +12,10 @@ from starlette.requests import Request
 from api_server.app import create_app
 from api_server.config import Config
 from api_server.deadline import Deadline
-from api_server.job import Job, Submission
+from api_server.job import Job
 from api_server.render.chat import ChatRenderer
 from api_server.reply import Chunks, reply
+from api_server.submission import Submission
 from protocol.messages import Delta, FinishReason
 from tests.api_server.vocabularies import byte_level, deltas, job
 

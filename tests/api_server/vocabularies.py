@@ -6,7 +6,8 @@ from itertools import pairwise
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from api_server.detokenize import Vocabulary
-from api_server.job import Job, Submission
+from api_server.job import Job
+from api_server.submission import Submission
 from protocol.messages import Delta, FinishReason, Limits, ModelCard, TokenLogprobs
 from protocol.sampling import SamplingParams
 
