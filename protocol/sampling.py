@@ -4,6 +4,7 @@ Ranges are part of the types, so decoding is the validation; what depends on the
 in the context) is in `protocol.validate`. Knows nothing of tensors, text or HTTP.
 """
 
+from enum import IntEnum
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -12,12 +13,29 @@ MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKEN_IDS = 64
 MAX_BAD_WORDS = 64
+MAX_GRAMMAR_SIZE = 64 << 10  # bytes of UTF-8
 
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
+
+
+class GrammarKind(IntEnum):
+    """The language that a grammar is written in."""
+
+    JSON_SCHEMA = 0
+    REGEX = 1
+    CHOICE = 2  # a JSON array of texts, one of which is the output
+    LARK = 3  # llguidance's dialect of Lark
+
+
+class Grammar(Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """What the output must be a sentence of, from its first token to its last."""
+
+    kind: GrammarKind
+    text: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_SIZE)]
 
 
 class SamplingParams(Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
@@ -45,6 +63,7 @@ class SamplingParams(Struct, frozen=True, array_like=True, omit_defaults=True, g
     bad_words: Annotated[tuple[tuple[TokenId, ...], ...], Meta(max_length=MAX_BAD_WORDS)] = ()
     logprobs: TopLogprobs | None = None
     prompt_logprobs: TopLogprobs | None = None
+    grammar: Grammar | None = None
 
     @property
     def greedy(self) -> bool:
