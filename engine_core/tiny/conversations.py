@@ -30,6 +30,7 @@ Document = list[Segment]
 
 STORY_WEIGHT = 0.5  # most of a story is a free choice that cannot be learned
 AGREEMENT_WEIGHT = 4.0
+WRITTEN_SHARE = 0.6  # of the questions; the others are any, templated ones among them
 QUESTION_WEIGHT = 0.1  # predicting questions a little teaches which words mean the same
 
 
@@ -133,7 +134,7 @@ class Conversations:
         if topic is self.no_context and not first:
             topic = self.next_topic()  # "tell me more" has a meaning there
         written = [line for line in topic.train if line.written]
-        pool = written if written and self.rng.random() < 0.5 else topic.train
+        pool = written if written and self.rng.random() < WRITTEN_SHARE else topic.train
         text = self.rng.choice(pool).text
         return Turn(self.variation.vary(text), topic.answer, topic)
 

@@ -1,7 +1,7 @@
 """Topics: what the model knows, how people may ask for it, and which phrasings are never trained on.
 
 A topic is a table in `data/*.toml`:
-    ask     hand-written questions, one per line
+    ask     hand-written questions, one per line; `data/questions/*.toml` has many more, by topic
     noun    names of the thing, put into the templates "what is {noun}" ...; `are = true` for plurals
     short   bare names, for "{short}?", "what does {short} mean" ...
     act     actions, for "how do i {act}" ...
@@ -111,8 +111,12 @@ def load_corpus() -> Corpus:
 def _read_topics(name: str, phrasing: Mapping[str, Any]) -> Iterator[Topic]:
     table = read_table(name)
     fill = table.pop("fill", {})
+    questions = read_table(f"questions/{name}")
+    if unknown := questions.keys() - table.keys():
+        raise ValueError(f"questions/{name}.toml: {name}.toml has no {sorted(unknown)}")
     for topic_id, entry in table.items():
-        phrasings = _distinct(_phrasings(topic_id, entry, phrasing, fill))
+        written = [*entry.get("ask", "").strip().splitlines(), *questions.get(topic_id, "").strip().splitlines()]
+        phrasings = _distinct([*_written(written), *_templated(topic_id, entry, phrasing, fill)])
         train, held_out = _split(topic_id, phrasings)
         if len(train) + len(held_out) < 8:
             raise ValueError(f"{name}.toml: {topic_id} has fewer than 8 phrasings")
@@ -127,11 +131,13 @@ def _split(topic_id: str, phrasings: tuple[Phrasing, ...]) -> tuple[tuple[Phrasi
     return tuple(line for line in phrasings if line not in held_out), tuple(held_out)
 
 
-def _phrasings(
+def _written(lines: Iterable[str]) -> Iterator[Phrasing]:
+    return (Phrasing(line, written=True) for line in lines)
+
+
+def _templated(
     topic_id: str, entry: Mapping[str, Any], phrasing: Mapping[str, Any], fill: Mapping[str, list[str]]
 ) -> Iterator[Phrasing]:
-    for line in entry.get("ask", "").strip().splitlines():
-        yield Phrasing(line, written=True)
     kinds = {"noun": "nouns" if entry.get("are") else "noun", "short": "short", "act": "act"}
     for kind, templates in kinds.items():
         for value in entry.get(kind, ()):

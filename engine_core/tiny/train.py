@@ -27,7 +27,7 @@ from engine_core.tiny.corpus import load_corpus
 from engine_core.tiny.tokenizer import MAX_POSITIONS, SPECIAL_TOKENS, special_ids, train_tokenizer
 
 SEED = 17
-STEPS = 1500
+STEPS = 2000
 BATCH_TOKENS = 4096
 PEAK_LEARNING_RATE = 4e-3
 WARMUP_STEPS = 40
