@@ -19,15 +19,18 @@ from engine_core.tiny.variation import Variation
 
 
 class Segment(NamedTuple):
-    """Text and the weight of its tokens. The first tokens of an answer decide which answer it is: `decisive`."""
+    """Text and the weight of its tokens. The first tokens of an answer decide which answer it is: `decisive`. What
+    somebody `asked` may be cut into tokens in more than one way."""
 
     text: str
     weight: float = 0.0
     decisive: bool = False
+    asked: bool = False
 
 
 Document = list[Segment]
 
+BRIEF_WORDS = 7
 STORY_WEIGHT = 0.5  # most of a story is a free choice that cannot be learned
 AGREEMENT_WEIGHT = 4.0
 WRITTEN_SHARE = 0.6  # of the questions; the others are any, templated ones among them
@@ -44,10 +47,19 @@ class Turn:
     told: list[Segment] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How often which kind of document comes."""
+
+    brief: float = 0.6  # of all: an answer is soon known by heart, which question it belongs to is not
+    single: float = 0.66  # of the others: chats of one turn, up to 0.86, from where on there are no more chats
+
+
 class Conversations:
     """Draws documents. Topics come in shuffled rounds, so that each is seen as often as its weight says."""
 
-    def __init__(self, corpus: Corpus, seed: int) -> None:
+    def __init__(self, corpus: Corpus, seed: int, mix: Mix = Mix()) -> None:
+        self.mix = mix
         self.corpus = corpus
         self.rng = random.Random(seed)
         self.variation = Variation(corpus, self.rng)
@@ -59,8 +71,11 @@ class Conversations:
     def documents(self) -> Iterator[Document]:
         rng = self.rng
         while True:
+            if rng.random() < self.mix.brief:
+                yield self.brief()
+                continue
             kind = rng.random()
-            if kind < 0.66:
+            if kind < self.mix.single:
                 yield self.chat(1)
             elif kind < 0.86:
                 yield self.chat(rng.choice([2, 2, 2, 2, 3, 3, 5]))
@@ -85,12 +100,23 @@ class Conversations:
         for _ in range(turns):
             last = self.next_turn(last)
             document.append(Segment(f"{IM_START}user\n"))
-            document.append(Segment(last.question, QUESTION_WEIGHT))
+            document.append(Segment(last.question, QUESTION_WEIGHT, asked=True))
             document.append(Segment(f"{IM_END}\n{IM_START}assistant\n"))
             document.extend(last.told or [Segment(last.answer, 1.0, decisive=True)])
             document.append(Segment(IM_END, 1.0))
             document.append(Segment("\n"))
         return document
+
+    def brief(self) -> Document:
+        """A chat's first question and only the words that decide which answer follows."""
+        turn = self.ask(self.next_topic())
+        words = " ".join(turn.answer.split(" ")[:BRIEF_WORDS])
+        return [
+            Segment(f"{IM_START}user\n"),
+            Segment(turn.question, QUESTION_WEIGHT, asked=True),
+            Segment(f"{IM_END}\n{IM_START}assistant\n"),
+            Segment(words, 1.0, decisive=True),
+        ]
 
     def raw_question(self) -> Document:
         """A question without any template, as in a plain completion."""

@@ -9,8 +9,8 @@ A topic is a table in `data/*.toml`:
     answer  the one right answer; `more` and `why` answer the follow-ups "tell me more" and "why?"
 
 About a quarter of the phrasings of each topic, hand-written and templated alike, is held out. Which one is decided
-by a hash of its words, so that a new phrasing never moves another one to the other side. Knows nothing of tokens,
-chats or torch.
+by a hash of its words, so that a new phrasing never moves another one to the other side. `data/questions/*.toml` is
+for training alone. Knows nothing of tokens, chats or torch.
 """
 
 import hashlib
@@ -115,9 +115,10 @@ def _read_topics(name: str, phrasing: Mapping[str, Any]) -> Iterator[Topic]:
     if unknown := questions.keys() - table.keys():
         raise ValueError(f"questions/{name}.toml: {name}.toml has no {sorted(unknown)}")
     for topic_id, entry in table.items():
-        written = [*entry.get("ask", "").strip().splitlines(), *questions.get(topic_id, "").strip().splitlines()]
-        phrasings = _distinct([*_written(written), *_templated(topic_id, entry, phrasing, fill)])
+        phrasings = _distinct([*_written(entry.get("ask", "")), *_templated(topic_id, entry, phrasing, fill)])
         train, held_out = _split(topic_id, phrasings)
+        more_to_train = _distinct([*held_out, *train, *_written(questions.get(topic_id, ""))])
+        train = more_to_train[len(held_out) :]
         if len(train) + len(held_out) < 8:
             raise ValueError(f"{name}.toml: {topic_id} has fewer than 8 phrasings")
         more, why = entry.get("more"), entry.get("why")
@@ -131,8 +132,8 @@ def _split(topic_id: str, phrasings: tuple[Phrasing, ...]) -> tuple[tuple[Phrasi
     return tuple(line for line in phrasings if line not in held_out), tuple(held_out)
 
 
-def _written(lines: Iterable[str]) -> Iterator[Phrasing]:
-    return (Phrasing(line, written=True) for line in lines)
+def _written(lines: str) -> Iterator[Phrasing]:
+    return (Phrasing(line, written=True) for line in lines.strip().splitlines())
 
 
 def _templated(

@@ -1,4 +1,4 @@
-"""Trains the built-in model from nothing: `python -m engine_core.tiny.train [--out DIR] [--steps N]`.
+"""Trains the built-in model from nothing: `python -m engine_core.tiny.train [--out DIR]`.
 
 Tokenizer first, then a Llama of about three million weights on documents drawn from `conversations`. All seeds are
 fixed; on the same machine and library versions a second run gives the same files. Two CPU cores, Muon and AdamW,
@@ -6,13 +6,13 @@ cosine to zero, bf16 autocast, saved in bf16. Knows nothing of the held-out ques
 """
 
 import argparse
-import copy
 import itertools
 import math
 import random
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,31 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from engine_core.tiny import MODEL_PATH
-from engine_core.tiny.conversations import Conversations, Document
+from engine_core.tiny.conversations import Conversations, Document, Mix, Segment
 from engine_core.tiny.corpus import load_corpus
 from engine_core.tiny.tokenizer import MAX_POSITIONS, SPECIAL_TOKENS, special_ids, train_tokenizer
 
 SEED = 17
-STEPS = 2000
 BATCH_TOKENS = 4096
-PEAK_LEARNING_RATE = 4e-3
 WARMUP_STEPS = 40
-CHECKPOINT_STEPS = 300
 DECISIVE_WEIGHTS = (8.0, 6.0, 4.0, 2.0)  # of the first tokens of an answer: the rest is soon known by heart
 TOKENIZER_DOCUMENTS = 20_000
 DOCUMENTS_PER_SORT = 1024
+RESPELT_SHARE = 0.25  # of the questions: with a word cut in two, so that its parts get a meaning of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of training with its own documents and learning rates. It starts from the weights that the one before
+    it would have saved."""
+
+    steps: int
+    peak_learning_rate: float
+    mix: Mix
+
+
+# Which question wants which answer, mostly; then whole conversations, mostly.
+PHASES = (Phase(1500, 4e-3, Mix()), Phase(300, 1e-3, Mix(brief=0.1, single=0.3)))
 
 Example = tuple[list[int], list[float]]  # token ids and the loss weight of each
 
@@ -64,24 +76,31 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def examples(tokenizer: PreTrainedTokenizerFast) -> Iterator[Example]:
+def examples(tokenizer: PreTrainedTokenizerFast, mix: Mix, seed: int) -> Iterator[Example]:
     """Endless training examples, cut at the model's length."""
+    rng = random.Random(seed + 1)
 
     @lru_cache(maxsize=4096)
     def encode(text: str) -> list[int]:
         return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def pieces(segment: Segment) -> list[str]:
+        if not segment.asked or rng.random() > RESPELT_SHARE:
+            return [segment.text]
+        cuts = sorted(rng.randrange(len(segment.text) + 1) for _ in range(rng.choice([1, 1, 2])))
+        return [segment.text[start:end] for start, end in itertools.pairwise([0, *cuts, len(segment.text)])]
+
     def example(document: Document) -> Example:
         ids: list[int] = []
         weights: list[float] = []
         for segment in document:
-            part = encode(segment.text)
+            part = [token for piece in pieces(segment) for token in encode(piece)]
             ids += part
             first = DECISIVE_WEIGHTS[: len(part)] if segment.decisive else ()
             weights += [segment.weight * factor for factor in (*first, *[1.0] * (len(part) - len(first)))]
         return ids[:MAX_POSITIONS], weights[:MAX_POSITIONS]
 
-    return map(example, Conversations(load_corpus(), SEED + 1).documents())
+    return map(example, Conversations(load_corpus(), seed, mix).documents())
 
 
 def batches(source: Iterator[Example], rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
@@ -117,11 +136,12 @@ def loss_of(model: LlamaForCausalLM, ids: Tensor, weights: Tensor) -> Tensor:
     return (losses * weight).sum() / weight.sum()
 
 
-def learning_rate(step: int, steps: int) -> float:
+def learning_rate(step: int, phase: Phase) -> float:
+    peak = phase.peak_learning_rate
     if step < WARMUP_STEPS:
-        return PEAK_LEARNING_RATE * (step + 1) / WARMUP_STEPS
-    progress = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
-    return PEAK_LEARNING_RATE * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return peak * (step + 1) / WARMUP_STEPS
+    progress = (step - WARMUP_STEPS) / max(1, phase.steps - WARMUP_STEPS)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
@@ -136,18 +156,27 @@ def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train(tokenizer: PreTrainedTokenizerFast, steps: int, out: Path) -> LlamaForCausalLM:
-    """The trained model in fp32; every CHECKPOINT_STEPS it is saved, so that a stopped run leaves something."""
+def train(tokenizer: PreTrainedTokenizerFast, out: Path) -> LlamaForCausalLM:
+    """The trained model in fp32. What each phase made is saved, so that a stopped run leaves something."""
     torch.manual_seed(SEED)
     model = LlamaForCausalLM(make_config(tokenizer))
     model.set_attn_implementation("eager")  # for short sequences faster on a CPU than torch's fused attention
+    for number, phase in enumerate(PHASES):
+        run_phase(model, tokenizer, phase, SEED + 10 * number)
+        nn.Module.to(model, torch.bfloat16)
+        save(model, tokenizer, out)
+        nn.Module.to(model, torch.float32)
+    return model
+
+
+def run_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, seed: int) -> None:
     optimizers = make_optimizers(model)
-    source = batches(examples(tokenizer), random.Random(SEED))
+    source = batches(examples(tokenizer, phase.mix, seed + 1), random.Random(seed))
     started, tokens, recent = time.monotonic(), 0, 0.0
-    for step, (ids, weights) in enumerate(itertools.islice(source, steps)):
+    for step, (ids, weights) in enumerate(itertools.islice(source, phase.steps)):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps)
+                group["lr"] = learning_rate(step, phase)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = loss_of(model, ids, weights)
         torch.autograd.backward(loss)
@@ -159,14 +188,11 @@ def train(tokenizer: PreTrainedTokenizerFast, steps: int, out: Path) -> LlamaFor
         recent = 0.9 * recent + 0.1 * loss.item() if step else loss.item()
         if step % 50 == 49:
             wall_s = time.monotonic() - started
-            print(f"step {step + 1}/{steps}  loss {recent:.3f}  {tokens:,} tokens  {wall_s:.0f} s", flush=True)
-        if step % CHECKPOINT_STEPS == CHECKPOINT_STEPS - 1:
-            save(copy.deepcopy(model), tokenizer, out)
-    return model
+            print(f"step {step + 1}/{phase.steps}  loss {recent:.3f}  {tokens:,} tokens  {wall_s:.0f} s", flush=True)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write the model in bf16, the tokenizer and the generation defaults to the folder `out`."""
+    """Write the model, which is in bf16, the tokenizer and the generation defaults to the folder `out`."""
     end_of_text, im_end = special_ids(tokenizer)
     defaults: Any = GenerationConfig  # untyped in transformers
     model.generation_config = defaults(
@@ -176,7 +202,6 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
         do_sample=True,
         temperature=0.3,
     )
-    nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(out)
@@ -185,13 +210,11 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train tokenwire-tiny.")
     parser.add_argument("--out", type=Path, default=MODEL_PATH, help="folder to write (default: the package's own)")
-    parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
     torch.set_num_threads(2)
     started = time.monotonic()
     tokenizer = make_tokenizer()
-    model = train(tokenizer, options.steps, options.out)
-    save(model, tokenizer, options.out)
+    model = train(tokenizer, options.out)
     count = sum(weight.numel() for weight in model.parameters())
     print(f"{count:,} weights, {len(tokenizer)} tokens, {time.monotonic() - started:.0f} s, written to {options.out}")
 

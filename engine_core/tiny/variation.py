@@ -59,6 +59,8 @@ class Variation:
             text = self._keywords(text)
         elif rng.random() < 0.2:
             text = self._drop_word(text)
+        elif rng.random() < 0.1:
+            text = self._thin(text)
         if rng.random() < 0.12:
             text = self._typo(text)
         if rng.random() < 0.25:
@@ -83,6 +85,11 @@ class Variation:
             return text
         del words[self.rng.choice(places)]
         return " ".join(words)
+
+    def _thin(self, text: str) -> str:
+        """Without every sixth word or so: the answer must not hang on one."""
+        words = [word for word in text.split() if self.rng.random() > 0.16]
+        return " ".join(words) if len(words) > 2 else text
 
     def _keywords(self, text: str) -> str:
         """Only the words that say something, as people type into a search box."""
