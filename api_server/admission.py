@@ -8,27 +8,32 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Final, cast
 
+from api_server import early
 from api_server.chat import ChatTemplate, text_of, weight
 from api_server.detokenize import Vocabulary
-from api_server.encode import Encoder, off_loop
+from api_server.echo import Echo, echo_of_ids, echo_of_texts
+from api_server.encode import INLINE_CHARS, Encoder, off_loop
 from api_server.errors import ApiError
+from api_server.grammar import RESPONSE_FORMAT, grammar_of
 from api_server.job import Job
 from api_server.schema import refusals
 from api_server.schema.messages import Message, Scalars
 from api_server.schema.requests import ChatRequest, CompletionRequest, GenerationRequest, PlainRequest, TokenizeRequest
+from api_server.schema.tools import FunctionDefinition
+from api_server.speech import TAIL_TOKENS, Speech
 from api_server.submission import Submission
+from api_server.tools import Calling, calling_of, describe, functions_of, size_of
 from protocol import validate
 from protocol.messages import Generate, Limits, ModelCard
 from protocol.messages import Sequence as WireSequence
-from protocol.sampling import SamplingParams
+from protocol.sampling import Grammar, SamplingParams
 
 logger: Final = logging.getLogger("tokenwire.admission")
 
-MAX_SEQUENCES: Final = 512  # prompts × n
 COMPLETION_TOKENS: Final = 16  # OpenAI's default, and those of the two routes of our own
 GENERATE_TOKENS: Final = 128
 STREAM_TOKENS: Final = 256
@@ -51,12 +56,16 @@ CHAT: Final = Route(prefix="chatcmpl-", max_tokens=None, prompt_param="messages"
 COMPLETION: Final = Route(prefix="cmpl-", max_tokens=COMPLETION_TOKENS)
 GENERATE: Final = Route(prefix="gen-", max_tokens=GENERATE_TOKENS, temperature=GENERATE_TEMPERATURE)
 STREAM: Final = Route(prefix="cmpl-", max_tokens=STREAM_TOKENS, streams=True)
+RESPONSES: Final = Route(prefix="resp_", max_tokens=None, prompt_param="messages")
+MESSAGES: Final = Route(prefix="msg_", max_tokens=None, prompt_param="messages")
 
 
 class Admission:
     """Admits requests for one model. Building it parses the tokenizer, which takes a while for a large one."""
 
-    def __init__(self, card: ModelCard, limits: Limits) -> None:
+    def __init__(
+        self, card: ModelCard, limits: Limits, *, tool_parser: str = "auto", reasoning_parser: str = "auto"
+    ) -> None:
         self.card: Final = card
         self.limits: Final = limits
         self.encoder: Final = Encoder(card)
@@ -65,40 +74,60 @@ class Admission:
             "fp_" + blake2b(card.name.encode() + card.tokenizer_digest, digest_size=5).hexdigest()
         )
         self._template: Final = self._chat_template()
+        self._speech: Final = Speech(
+            card.chat_template, self.vocabulary.added, tool_parser=tool_parser, reasoning_parser=reasoning_parser
+        )
 
     # ------------------------------------------------------------------------------------------------ the routes
 
-    async def chat(self, request: ChatRequest) -> Job:
-        """POST /v1/chat/completions. Raises ApiError, like all of these."""
-        self._check(request, CHAT)
+    async def chat(self, request: ChatRequest, route: Route = CHAT) -> Job:
+        """POST /v1/chat/completions, and what is translated to it. Raises ApiError, like all of these."""
+        self._check(request, route)
         refusals.refuse(request, (refusals.CHAT_TEMPLATE,))
         if request.top_logprobs and not request.logprobs:
             raise _bad("top_logprobs needs logprobs to be true.", "top_logprobs")
-        resume = bool(request.continue_final_message)
-        prompt = await self.chat_prompt(
-            request.messages, request.chat_template_kwargs, resume=resume, generate=request.add_generation_prompt
-        )
+        calling, wanted = calling_of(request), grammar_of(request)
+        if calling is not None and calling.forced and wanted is not None and wanted.param != RESPONSE_FORMAT:
+            raise _bad(f"`{wanted.param}` and a call that is forced exclude each other.", wanted.param)
+        prompt = await self._prompt(request, calling)
         last = request.messages[-1]
+        resumed = text_of(last) if request.continue_final_message else None
+        opening = self._speech.opening(self.decode(prompt[-TAIL_TOKENS:]), resumed)
+        size = (0 if calling is None else calling.size) + (0 if wanted is None else len(wanted.text))
+        grammar = await off_loop(size, lambda: self._speech.grammar(calling, wanted, opening))
         echoes = request.echo and last.role == "assistant"
-        return await self._job(
+        job = await self._job(
             request,
             [prompt],
-            CHAT,
+            route,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-            echo=(text_of(last) or "",) if echoes else None,
+            echo=Echo((text_of(last) or "",)) if echoes else None,
+            grammar=grammar,
         )
+        reading = self._speech.reading(calling, opening, hides_special=job.skip_special_tokens)
+        job = replace(job, reader=reading.reader, visible=reading.visible)
+        return job if calling is None else replace(job, named_call=calling.named, legacy_calls=calling.legacy)
+
+    async def prompt_of(self, request: ChatRequest) -> list[int]:
+        """Token ids of all that a chat request shows to the model, its functions included."""
+        self.check_model(request.model)
+        return await self._prompt(request, calling_of(request))
 
     async def completion(self, request: CompletionRequest) -> Job:
         """POST /v1/completions."""
         self._check(request, COMPLETION)
-        texts, ids = _told_apart(request.prompt)
-        if (len(texts) + len(ids)) * (request.n or 1) > MAX_SEQUENCES:
-            raise _bad(f"prompts × n is {(len(texts) + len(ids)) * (request.n or 1)}, at most {MAX_SEQUENCES}.", "n")
+        grammar = grammar_of(request)
+        texts, ids = await off_loop(len(request.prompt), lambda: _told_apart(request.prompt))
+        early.check_count(request, len(texts) + len(ids))
+        if request.max_tokens == 0 and not request.echo:
+            raise _bad("max_tokens 0 gives the prompt alone, so it needs echo.", "max_tokens")
         prompts = await self.encoder.encode(texts, add_special=True) if texts else ids
-        echo: tuple[str, ...] | None = None
-        if request.echo:
-            echo = tuple(texts) or await off_loop(sum(map(len, ids)), lambda: tuple(map(self.decode, ids)))
-        return await self._job(request, prompts, COMPLETION, logprobs=request.logprobs, echo=echo)
+        echo, measured = None, request.logprobs is not None
+        if request.echo and texts:
+            echo = await echo_of_texts(self.encoder.tokenizer, texts, measured=measured)
+        elif request.echo:
+            echo = await echo_of_ids(self.vocabulary, ids, measured=measured)
+        return await self._job(request, prompts, COMPLETION, logprobs=request.logprobs, echo=echo, grammar=grammar)
 
     async def generate(self, request: PlainRequest) -> Job:
         """POST /generate."""
@@ -124,16 +153,18 @@ class Admission:
             resume=bool(request.continue_final_message),
             generate=request.add_generation_prompt,
             special=bool(request.add_special_tokens),
+            functions=functions_of(request.tools or ()),
         )
 
     async def _plain(self, request: PlainRequest, route: Route) -> Job:
         self._check(request, route)
         refusals.refuse(request, refusals.NOT_ON_PLAIN_ROUTES)
+        grammar = grammar_of(request)
         if isinstance(request.prompt, str):
             prompts = await self.encoder.encode([request.prompt], add_special=True)
         else:
             prompts = [request.prompt]
-        return await self._job(request, prompts, route)
+        return await self._job(request, prompts, route, grammar=grammar)
 
     # ------------------------------------------------------------------------------------------------ the parts
 
@@ -170,6 +201,7 @@ class Admission:
         resume: bool,
         generate: bool | None,
         special: bool = False,
+        functions: Sequence[FunctionDefinition] = (),
     ) -> list[int]:
         """Token ids of a conversation. `generate` is on unless the last message is to be continued."""
         if generate and resume:
@@ -180,12 +212,22 @@ class Admission:
         if len(messages) > self.card.max_model_len:
             raise ApiError("context_length_exceeded", "There are more messages than tokens in the context.", "messages")
         opens = not resume if generate is None else generate
+        tools, size = describe(functions), size_of(functions)
 
         def prompt() -> list[int]:
-            text = template.render(messages, kwargs or {}, generate=opens, resume=resume)
+            text = template.render(messages, kwargs or {}, generate=opens, resume=resume, tools=tools)
             return self.encoder.encode_now([text], add_special=special)[0]
 
-        return await off_loop(weight(messages), prompt)
+        return await off_loop(weight(messages, INLINE_CHARS) + size, prompt)
+
+    async def _prompt(self, request: ChatRequest, calling: Calling | None) -> list[int]:
+        return await self.chat_prompt(
+            request.messages,
+            request.chat_template_kwargs,
+            resume=bool(request.continue_final_message),
+            generate=request.add_generation_prompt,
+            functions=() if calling is None else calling.functions,
+        )
 
     def _check(self, request: GenerationRequest, route: Route) -> None:
         """What can be refused before the prompt is looked at."""
@@ -193,6 +235,7 @@ class Admission:
         refusals.refuse(request, refusals.NOT_SERVED)
         if request.stream_options is not None and not _streams(request, route):
             raise _bad("stream_options is for requests with stream=true.", "stream_options")
+        early.check(request, self.card, self.limits, route.max_tokens)
 
     async def _job(
         self,
@@ -201,23 +244,30 @@ class Admission:
         route: Route,
         *,
         logprobs: int | None = None,
-        echo: tuple[str, ...] | None = None,
+        echo: Echo | None = None,
+        grammar: Grammar | None = None,
     ) -> Job:
         if not all(prompts):
             raise _bad("The prompt is empty.", route.prompt_param)
         n = request.n or 1
         param = "max_completion_tokens" if getattr(request, "max_completion_tokens", None) else "max_tokens"
-        max_tokens = getattr(request, param) or self._default_tokens(route, prompts, n)
+        prompt_only = request.max_tokens == 0
+        max_tokens = getattr(request, param) or (1 if prompt_only else self._default_tokens(route, prompts, n))
+        offsets = None if echo is None else echo.offsets
+        scored = request.prompt_logprobs if offsets is None else max(request.prompt_logprobs or 0, logprobs or 0)
         submission = Submission(
             rid=route.prefix + secrets.token_hex(16),
             prompts=prompts,
             n=n,
-            sampling=await self._sampling(request, route, max_tokens, logprobs),
+            sampling=await self._sampling(request, route, max_tokens, logprobs, scored, grammar),
             seed=secrets.randbits(63) if request.seed is None else request.seed,
-            salt=(request.cache_salt or "").encode(),
+            salt=_salt(request.cache_salt),
             priority=request.priority or 0,
         )
-        self._validate(submission, {"max_tokens": param, "prompt": route.prompt_param})
+        names = {"max_tokens": param, "prompt": route.prompt_param}
+        if request.prompt_logprobs is None:
+            names["prompt_logprobs"] = "logprobs"
+        await off_loop(sum(map(len, prompts)), lambda: self._validate(submission, names))
         options = request.stream_options
         usage = options is not None and bool(options.include_usage)
         return Job(
@@ -226,6 +276,7 @@ class Admission:
             model=self.card.name,
             fingerprint=self._fingerprint,
             created=int(time.time()),
+            ends=frozenset(self.card.eos_token_ids),
             stream=_streams(request, route),
             include_usage=usage,
             continuous_usage=usage and options is not None and bool(options.continuous_usage_stats),
@@ -233,7 +284,10 @@ class Admission:
             stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
             include_stop=bool(request.include_stop_str_in_output),
             skip_special_tokens=request.skip_special_tokens is not False,
-            echo=echo,
+            echo=None if echo is None else echo.texts,
+            echo_offsets=offsets,
+            prompt_logprobs=request.prompt_logprobs,
+            prompt_only=prompt_only,
             timeout_s=request.timeout,
         )
 
@@ -244,7 +298,13 @@ class Admission:
         return max(1, min(room, share, room if route.max_tokens is None else route.max_tokens))
 
     async def _sampling(
-        self, request: GenerationRequest, route: Route, max_tokens: int, logprobs: int | None
+        self,
+        request: GenerationRequest,
+        route: Route,
+        max_tokens: int,
+        logprobs: int | None,
+        prompt_logprobs: int | None,
+        grammar: Grammar | None,
     ) -> SamplingParams:
         defaults = self.card.defaults
         temperature = request.temperature
@@ -267,6 +327,8 @@ class Admission:
             allowed_token_ids=None if allowed is None else tuple(allowed),
             bad_words=await self._bad_words(request.bad_words or []),
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            grammar=grammar,
         )
 
     async def _bad_words(self, words: list[str]) -> tuple[tuple[int, ...], ...]:
@@ -291,6 +353,11 @@ class Admission:
         except validate.InvalidRequest as error:
             param = error.param and params.get(error.param, error.param)
             raise ApiError(error.code, error.message, param) from None
+
+
+def _salt(text: str | None) -> bytes:
+    """A salt of any length as few bytes: there is not much room for it on the wire."""
+    return blake2b(text.encode(), digest_size=16).digest() if text else b""
 
 
 def _streams(request: GenerationRequest, route: Route) -> bool:

@@ -16,11 +16,12 @@ from api_server.engine_client import EngineClient
 from api_server.envelope import Envelope
 from api_server.errors import ApiError
 from api_server.frontend import Frontend
+from api_server.openapi import Document
 from api_server.respond import ErrorResponse
-from api_server.routes import API, HEALTH, Endpoint, make_routes
+from api_server.routes import API, HEALTH, PAGES, SOCKETS, Endpoint, make_routes
 
 
-def create_app(config: Config, endpoints: Sequence[Endpoint] = HEALTH + API) -> Starlette:
+def create_app(config: Config, endpoints: Sequence[Endpoint] = HEALTH + API + PAGES) -> Starlette:
     """The app of one process; `app.state.frontend` is its Frontend. Connects to the engine when it is started."""
     frontend = Frontend(config, EngineClient(config.engine))
 
@@ -33,13 +34,14 @@ def create_app(config: Config, endpoints: Sequence[Endpoint] = HEALTH + API) -> 
             await frontend.close()
 
     app = Starlette(
-        routes=make_routes(HEALTH if config.health_only else endpoints),
+        routes=make_routes(HEALTH) if config.health_only else [*make_routes(endpoints), *SOCKETS],
         middleware=_layers(frontend),
         exception_handlers={ApiError: _api_error, HTTPException: _http_exception},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.frontend = frontend
+    app.state.document = Document(endpoints, keys=bool(config.api_keys), metrics_key=config.metrics_key is not None)
     return app
 
 

@@ -8,14 +8,16 @@ from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api_server.assets import FILES
 from api_server.errors import ApiError
+from api_server.handshake import SOCKET_PATH
 from api_server.respond import ErrorResponse
 
 HEALTH_PATHS: Final = frozenset({"/livez", "/readyz", "/health", "/ping", "/startupz", "/version", "/metrics"})
-PUBLIC_PATHS: Final = HEALTH_PATHS - {"/metrics"} | {"/", "/docs", "/openapi.json"}
+PUBLIC_PATHS: Final = HEALTH_PATHS - {"/metrics"} | {"/", "/openapi.json"} | FILES.keys()
 METRICS_PATH: Final = "/metrics"
 # A browser's EventSource and WebSocket can't set headers, so these two take the key from the query.
-QUERY_TOKEN_ROUTES: Final = frozenset({("http", "GET", "/v1/completions/stream"), ("websocket", "", "/v1/ws")})
+QUERY_TOKEN_ROUTES: Final = frozenset({("http", "GET", "/v1/completions/stream"), ("websocket", "", SOCKET_PATH)})
 
 
 def key_digest(key: bytes) -> bytes:
@@ -38,7 +40,8 @@ class Auth:
         keys = self._required(scope["path"])
         digest = _matching(keys, _presented(scope)) if keys else b""
         if digest is None:
-            error = ApiError("invalid_api_key", "Incorrect API key, or none: send it as Authorization: Bearer KEY.")
+            message = "Incorrect API key provided, or none: send it as Authorization: Bearer KEY."
+            error = ApiError("invalid_api_key", message)
             await ErrorResponse(error, headers={"WWW-Authenticate": "Bearer"})(scope, receive, send)
             return
         scope.setdefault("state", {})["key_digest"] = digest

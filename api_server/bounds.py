@@ -4,27 +4,26 @@ httptools takes 64 MB of headers, and any `Upgrade` for the end of HTTP, so that
 uvicorn waits for ever for a silent client, for the rest of a body and for a reader that takes no more bytes. This
 subclass stands before the parser and hands it heads that are whole, then that request's body, and nothing of a later
 request before its turn: what comes early waits, in the kernel in the end, and can't disturb the answer that is going
-out. An answer that goes out before its request was complete is the connection's last.
+out. An answer that goes out before its request was complete is the connection's last. Of upgrades, the one to a
+WebSocket on its route is served, and takes the connection away from here.
 
 A client that ends its side of the connection is gone, even if it would still read (`nc -N`): a full close looks the
 same until something is written, and a request that nobody waits for must not go on for as long.
 
 It relies on uvicorn's `HttpToolsProtocol` feeding the parser in `data_received` and calling `send_400_response` for
 what the parser refuses, keeping the request in `cycle`, whose `keep_alive` and `transport.close` end the connection,
-and starting every request through `_start_asgi_task`; tests on real sockets hold it to that.
+starting every request through `_start_asgi_task`, and asking `_should_upgrade` before `handle_websocket_upgrade`; tests
+on real sockets hold it to that.
 """
 
 import asyncio
-import fcntl
 import re
 import secrets
-import struct
 import sys
-import termios
 from collections.abc import Callable
 from enum import Enum
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
@@ -32,6 +31,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api_server.config import Config
 from api_server.errors import ApiError
+from api_server.handshake import LINE_MAX, is_handshake
+from api_server.stall import Stall
 
 READ_AHEAD: Final = 64 << 10  # bytes of later requests that are kept before reading pauses
 WRITE_BUFFER: Final = 16 << 10  # bytes kept per connection beyond the kernel's own, before a send waits
@@ -63,6 +64,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().__init__(**kwargs)
         self._bounds = bounds
         self._phase = _Phase.HEAD
+        self._opens_socket = False  # what the request at hand asks for
         self._unread = bytearray()  # not yet the parser's
         self._scanned = 0  # bytes of it without the end of a head
         self._body_left: int | None = None  # None if it comes in chunks
@@ -71,7 +73,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._dropped = 0
         self._linger_until_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._stall: _Stall | None = None
+        self._stall: Stall | None = None
 
     # ------------------------------------------------------------------------------------------------ the connection
 
@@ -98,7 +100,7 @@ class BoundedHttp(HttpToolsProtocol):
     def _close(self) -> None:
         """Once all is written; a client that takes nothing of it gets no longer than in the middle of a stream."""
         if self._stall is None and self.transport.get_write_buffer_size():
-            self._stall = _Stall(self.transport, self.loop, self._bounds.stall_timeout_s)
+            self._stall = Stall(self.transport, self.loop, self._bounds.stall_timeout_s)
         self.transport.close()
 
     def _end(self) -> None:
@@ -169,7 +171,11 @@ class BoundedHttp(HttpToolsProtocol):
         self._scanned = 0
         del self._unread[:size]
         self._disarm()
-        super().data_received(_without_upgrade(head))
+        self._opens_socket = self.ws_protocol_class is not None and is_handshake(head)
+        if self._opens_socket and max(map(len, head.split(b"\r\n"))) > LINE_MAX:
+            self._refuse(ApiError("headers_too_large", f"A line of the request's headers exceeds {LINE_MAX} bytes."))
+            return False
+        super().data_received(head if self._opens_socket else _without_upgrade(head))
         if self._phase is _Phase.HEAD:
             self._refuse(ApiError("invalid_request_error", INVALID))
         return True
@@ -224,6 +230,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        if self._upgrades:
+            return
         cycle, transport = self.cycle, self.transport
         cycle.transport = SimpleNamespace(  # type: ignore[assignment]
             write=transport.write, is_closing=transport.is_closing, close=self._end
@@ -235,11 +243,35 @@ class BoundedHttp(HttpToolsProtocol):
         self._arm(self._bounds.body_timeout_s + BODY_SLACK_S, self._body_late)
 
     def on_message_complete(self) -> None:
+        if self._upgrades:
+            return
         self._phase = _Phase.ANSWER
         self._disarm()
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._keep_alive
         super().on_message_complete()
+
+    @property
+    def _upgrades(self) -> bool:
+        """The parser sees it as we do."""
+        return self._opens_socket and bool(self.parser.should_upgrade())
+
+    def _should_upgrade(self) -> bool:
+        return self._opens_socket
+
+    def handle_websocket_upgrade(self) -> None:
+        """From here on the connection is the socket's, and so is what came early."""
+        self._phase = _Phase.LAST
+        early, self._unread = bytes(self._unread), bytearray()
+        stalled = self._stall is not None
+        if self._stall is not None:
+            self._stall.cancel()
+        super().handle_websocket_upgrade()
+        protocol = cast(asyncio.Protocol, self.transport.get_protocol())
+        if stalled:
+            protocol.pause_writing()  # the answer to an earlier request is still going out
+        if early:
+            protocol.data_received(early)
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what the parser refuses."""
@@ -298,7 +330,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._linger()
 
     def _raw_response(self, error: ApiError) -> bytes:
-        body = error.body
+        body = error.body_for("" if self.scope is None else self.scope.get("path", ""))
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
@@ -314,51 +346,18 @@ class BoundedHttp(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stall is None:
-            self._stall = _Stall(self.transport, self.loop, self._bounds.stall_timeout_s)
+            self._stall = Stall(self.transport, self.loop, self._bounds.stall_timeout_s)
 
     def resume_writing(self) -> None:
         if self._stall is not None:
-            self._stall.over()
+            self._stall.cancel()
             self._stall = None
         super().resume_writing()
 
 
-class _Stall:
-    """A full write buffer: ends the connection once the peer has taken no byte for `timeout_s`."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._timeout_s = timeout_s
-        self._unread = self._count()
-        self._moved_s = loop.time()
-        self._timer = loop.call_later(timeout_s / 4, self._look)
-
-    def over(self) -> None:
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        unread = self._count()
-        if unread != self._unread:
-            self._unread, self._moved_s = unread, now
-        elif now - self._moved_s >= self._timeout_s:
-            self._transport.abort()
-            return
-        self._timer = self._loop.call_later(self._timeout_s / 4, self._look)
-
-    def _count(self) -> int:
-        """Bytes that the peer has not acknowledged, ours and the kernel's. The kernel tells of room only in large
-        steps, so the buffer alone would take a slow reader for one that has stopped."""
-        kernel = 0
-        if (socket := self._transport.get_extra_info("socket")) is not None:
-            (kernel,) = struct.unpack("i", fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))
-        return self._transport.get_write_buffer_size() + int(kernel)
-
-
 def _without_upgrade(head: bytes) -> bytes:
     """The head with its `Upgrade` under another name: a protocol that isn't served is ignored (RFC 9110, 7.8), and
-    the body stays a body. The value is left for the parser to check. A WebSocket, once served, passes here."""
+    the body stays a body. The value is left for the parser to check."""
     return UPGRADE.sub(b"ignored-upgrade", head)
 
 

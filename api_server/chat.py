@@ -45,8 +45,17 @@ class ChatTemplate:
         self._max_chars: Final = max_chars
         self._knows_developer: Final = "developer" in source
 
-    def render(self, messages: Sequence[Message], kwargs: Scalars, *, generate: bool, resume: bool) -> str:
-        """The prompt. `generate` adds the opening of an answer, `resume` leaves the last message open instead.
+    def render(
+        self,
+        messages: Sequence[Message],
+        kwargs: Scalars,
+        *,
+        generate: bool,
+        resume: bool,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> str:
+        """The prompt. `generate` adds the opening of an answer, `resume` leaves the last message open instead. `tools`
+        are for templates that show them; from any other, the model does not hear of them.
 
         Raises ApiError for messages that the template or this server can't put into words.
         """
@@ -56,8 +65,8 @@ class ChatTemplate:
         conversation = [self._as_dict(message, i) for i, message in enumerate(messages)]
         if resume:
             conversation[-1]["content"] = (conversation[-1]["content"] or "") + CUT + " "
-        variables = {**kwargs, **self._special_tokens, "messages": conversation, "tools": None, "documents": None}
-        prompt = self._run({**variables, "add_generation_prompt": generate})
+        variables = {**kwargs, **self._special_tokens, "messages": conversation, "documents": None}
+        prompt = self._run({**variables, "tools": list(tools) or None, "add_generation_prompt": generate})
         if not resume:
             return prompt
         before, cut, after = prompt.rpartition(CUT)
@@ -123,8 +132,9 @@ def _calls(message: Message) -> list[ToolCall]:
     return calls
 
 
-def weight(messages: Sequence[Message]) -> int:
-    """Characters that the work on a conversation is about; a message costs something even when it is empty."""
+def weight(messages: Sequence[Message], enough: int) -> int:
+    """Characters that the work on a conversation is about, counted until they are more than `enough`. A message costs
+    something even when it is empty."""
     size = 0
     for message in messages:
         content = message.content or ""
@@ -132,6 +142,8 @@ def weight(messages: Sequence[Message]) -> int:
         texts += [message.refusal or "", message.reasoning_content or ""]
         texts += [call.function.arguments for call in _calls(message)]
         size += MESSAGE_WEIGHT + sum(map(len, texts))
+        if size > enough:
+            break
     return size
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from api_server.parsing.select import REASONING_PARSERS, TOOL_PARSERS
 from protocol.channel import BadEndpoint, check_endpoint
 
 PREFIX: Final = "TOKENWIRE_"
@@ -41,6 +42,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     ready_fd: Annotated[int, Meta(ge=0)] | None = None  # gets one byte once the socket is served
     insecure_tcp: bool = False  # let `engine` be tcp:// on loopback
     health_only: bool = False  # serve the health routes and nothing else
+
+    tool_call_parser: str = "auto"  # one of TOOL_PARSERS
+    reasoning_parser: str = "auto"  # one of REASONING_PARSERS
 
     api_keys: tuple[str, ...] = ()
     metrics_key: str | None = None
@@ -77,6 +81,9 @@ def from_environ(environ: Mapping[str, str]) -> Config:
         raise ConfigError(_explain(str(error), values)) from error
     if "," in config.engine:
         raise ConfigError(f"{variable('engine')}: {config.engine}: one engine per frontend is what is supported so far")
+    for field, names in (("tool_call_parser", TOOL_PARSERS), ("reasoning_parser", REASONING_PARSERS)):
+        if (name := getattr(config, field)) not in names:
+            raise ConfigError(f"{variable(field)}: expected one of {', '.join(names)}, got {name!r}")
     try:
         check_endpoint(config.engine, insecure_tcp=config.insecure_tcp)
     except BadEndpoint as error:

@@ -33,6 +33,17 @@ class Cors:
         vary = [(b"vary", b"Origin")]
         return vary + _allowed(origin) if origin in self._origins else vary
 
+    def refusal(self, scope: Scope) -> ASGIApp | None:
+        """The answer to a WebSocket that a page may not open; None if it may, or if it is no page that asks. Browsers
+        ask nobody ahead of one, and let every page read it."""
+        origin = _header(scope, b"origin")
+        if not origin or self._origins & {origin, EVERYONE}:
+            return None
+        place = origin.partition(b"://")[2].lower()  # a proxy before us may have another scheme
+        if place and place == _header(scope, b"host").lower():
+            return None
+        return ErrorResponse(ApiError("origin_not_allowed", "Pages of this origin may not use this server."))
+
     def preflight(self, scope: Scope) -> ASGIApp | None:
         """The answer to a browser's question ahead of a request; None if this is no such question."""
         origin = _header(scope, b"origin")

@@ -40,10 +40,13 @@ class Vocabulary:
         self._pieces: dict[int, str | bytes] = {}  # text where a token is valid UTF-8 by itself, else its bytes
         added = {} if tokenizer is None else tokenizer.get_added_tokens_decoder()
         self.special: Final = frozenset(token for token, content in added.items() if content.special)
+        self.added: Final = [(token, content.content, content.special) for token, content in added.items()]
 
-    def detokenizer(self, prompt: Sequence[int], *, skip_special: bool) -> Detokenizer:
-        """For an output that continues `prompt`."""
-        hidden: frozenset[int] = self.special if skip_special else frozenset()
+    def detokenizer(
+        self, prompt: Sequence[int], *, skip_special: bool, visible: frozenset[int] = frozenset()
+    ) -> Detokenizer:
+        """For an output that continues `prompt`. `visible` are special tokens that are shown all the same."""
+        hidden: frozenset[int] = self.special - visible if skip_special else frozenset()
         if self._tokenizer is None:
             return SilentDetokenizer()
         if self._spelling is None:

@@ -13,10 +13,14 @@ class Drain:
     """Whether this process is on its way out, and how many requests it still owes an answer."""
 
     def __init__(self) -> None:
-        self.draining = False
+        self.begun = asyncio.Event()
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def draining(self) -> bool:
+        return self.begun.is_set()
 
     @property
     def active(self) -> int:
@@ -24,7 +28,7 @@ class Drain:
 
     def begin(self) -> None:
         """From now on only health is answered."""
-        self.draining = True
+        self.begun.set()
 
     def enter(self) -> None:
         self._active += 1
@@ -41,7 +45,8 @@ class Drain:
 
 
 class DrainGate:
-    """Counts requests while they run, and answers 503 `draining` to those that come too late. Health passes."""
+    """Counts requests while they run, and answers 503 `draining` to those that come too late. Health passes. An open
+    WebSocket is no request: its generations are, and are counted where they run."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self.app = app
@@ -54,6 +59,9 @@ class DrainGate:
         if self.drain.draining:
             error = ApiError("draining", "This server is shutting down; another one will take the request.")
             await ErrorResponse(error)(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self.app(scope, receive, send)
             return
         self.drain.enter()
         try:

@@ -9,7 +9,10 @@ from tokenizers import Tokenizer
 from api_server.errors import ApiError
 from protocol.messages import ModelCard
 
-INLINE_CHARS: Final = 50_000  # characters, or tokens, that take some milliseconds; more go to a thread
+INLINE_CHARS: Final = 10_000  # characters, or tokens, that take some milliseconds; more go to a thread
+# Threads for more than that. Each has moments when it holds the interpreter's lock for some milliseconds, for a
+# megabyte of text, and these add up if they meet; two of them tokenise as much as an engine on one machine can take in.
+THREADS: Final = 2
 SLACK: Final = 4  # characters that a normalizer may fold into one
 
 T = TypeVar("T")
@@ -50,5 +53,6 @@ class Encoder:
 
 
 async def off_loop(size: int, work: Callable[[], T]) -> T:
-    """Does the work here if it is about few characters or tokens, else in a thread."""
+    """Does the work here if it is about few characters or tokens, else in one of the loop's threads. Also worth it for
+    what holds the interpreter's lock all the time: the loop has its turn before it and after it."""
     return work() if size <= INLINE_CHARS else await asyncio.to_thread(work)

@@ -23,6 +23,7 @@ logger: Final = logging.getLogger("tokenwire.engine_client")
 FRESH_S: Final = 3.0  # an engine that is silent for longer, and announced no longer lease, is not ready
 TICK_S: Final = 0.5  # how often silence is looked for
 BACKLOG_MAX: Final = 65_536  # aborts and stops that wait for an engine in a long step
+CANCEL_WAIT_S: Final = 10.0  # for the engine to say whether there was something to cancel
 
 
 class EngineClient:
@@ -45,6 +46,7 @@ class EngineClient:
         self._next_handle = 0
         self._streams: dict[int, Stream] = {}  # by handle
         self._requests: dict[str, Stream] = {}  # by request id, for Accepted and Rejected
+        self._cancels: dict[str, deque[asyncio.Future[bool]]] = {}  # by request id, in the order of the answers
         self._backlog: deque[wire.Command] = deque(maxlen=BACKLOG_MAX)
         self._heard_s = time.monotonic()
         self._progress_s = time.monotonic()
@@ -125,7 +127,9 @@ class EngineClient:
         size = len(submission.prompts) * submission.n
         first_handle = self._next_handle
         self._next_handle += size
-        stream = Stream(self, submission.rid, first_handle, size)
+        scored = submission.sampling.prompt_logprobs is not None
+        prompts = [len(prompt) for prompt in submission.prompts] if scored else ()
+        stream = Stream(self, submission.rid, first_handle, size, prompts)
         for handle in range(first_handle, first_handle + size):
             self._streams[handle] = stream
         self._requests[submission.rid] = stream
@@ -159,6 +163,23 @@ class EngineClient:
             priority=submission.priority,
             meta=submission.meta,
         )
+
+    async def cancel(self, rid: str, key: bytes) -> bool:
+        """Ends a request, whichever frontend reads it. False if none of this name and key is unfinished.
+
+        Raises ApiError if the engine is not there or gives no answer in time; a command that it has got then counts all
+        the same.
+        """
+        await self.wait_ready(0.0)
+        if not self._send(wire.Cancel(rid, key)):
+            raise ApiError("engine_restarting", "The engine can't be reached.")
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._cancels.setdefault(rid, deque()).append(answer)
+        try:
+            async with asyncio.timeout(CANCEL_WAIT_S):
+                return await answer
+        except TimeoutError:
+            raise ApiError("engine_restarting", f"The engine gave no answer within {CANCEL_WAIT_S:g} s.") from None
 
     def forget(self, handles: Sequence[int]) -> None:
         """Nobody reads these any more."""
@@ -212,6 +233,8 @@ class EngineClient:
                 for handle in handles:
                     if (stream := self._streams.get(handle)) is not None:
                         stream.fail(ApiError(code, message))
+            case wire.Cancelled(rid=rid, found=found):
+                self._on_cancelled(rid, found)
             case wire.Metrics(metrics=metrics):
                 self.metrics = metrics
             case wire.Dying(reason=reason):
@@ -229,6 +252,15 @@ class EngineClient:
                 stream.put(delta)
         while self._backlog and self._send(self._backlog[0]):
             self._backlog.popleft()
+
+    def _on_cancelled(self, rid: str, found: bool) -> None:
+        if not (answers := self._cancels.get(rid)):
+            return
+        answer = answers.popleft()
+        if not answers:
+            del self._cancels[rid]
+        if not answer.done():  # else nobody waits for it any more
+            answer.set_result(found)
 
     def _on_welcome(self, welcome: wire.Welcome) -> None:
         if welcome.version != wire.PROTOCOL_VERSION:
@@ -277,6 +309,10 @@ class EngineClient:
         for stream in {*self._streams.values(), *self._requests.values()}:
             stream.fail(ApiError(code, message))
         self._requests.clear()
+        for answer in [answer for answers in self._cancels.values() for answer in answers]:
+            if not answer.done():
+                answer.set_exception(ApiError(code, message))
+        self._cancels.clear()
 
     def _watch(self) -> None:
         assert self._channel is not None

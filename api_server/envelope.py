@@ -1,5 +1,5 @@
-"""What surrounds every request: its label, its one log line, what browsers of other origins must see on every response,
-and the last resort for exceptions nobody expected."""
+"""What surrounds every request and every WebSocket: its label, its one log line, what browsers of other origins must
+see on every response, or may not open, and the last resort for exceptions nobody expected."""
 
 import asyncio
 import logging
@@ -10,6 +10,7 @@ from collections.abc import Awaitable
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
 
 from api_server.cors import Cors, Headers
 from api_server.errors import ApiError
@@ -17,6 +18,9 @@ from api_server.respond import ErrorResponse
 
 logger: Final = logging.getLogger("tokenwire.request")
 
+SWITCHING: Final = 101
+BROKEN: Final = 1011  # a WebSocket's 500, once it is open
+STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _ACCEPTABLE: Final = re.compile(rb"[\x21-\x7e]{1,256}")  # what load balancers and tracers make: visible ASCII
 
 
@@ -33,11 +37,11 @@ class Envelope:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        app = self.cors.preflight(scope) or self.app
-        await _Exchange(request_id, self.cors.headers(scope)).run(app, scope, receive, send)
+        if scope["type"] == "websocket":
+            app, headers = self.cors.refusal(scope) or self.app, []
+        else:
+            app, headers = self.cors.preflight(scope) or self.app, self.cors.headers(scope)
+        await _Exchange(request_id, headers).run(app, scope, receive, send)
 
 
 class _Exchange:
@@ -55,8 +59,8 @@ class _Exchange:
         began_s = time.monotonic()
 
         def label(message: Message) -> Awaitable[None]:  # not a coroutine itself: this is on every token's way
-            if message["type"] == "http.response.start":
-                self.status = message["status"]
+            if message["type"] in STARTS:
+                self.status = message.get("status", SWITCHING)
                 message["headers"] = [*message.get("headers", ()), *self.headers]
             elif not message.get("more_body", False):
                 self.complete = True
@@ -75,10 +79,15 @@ class _Exchange:
                 raise
             error = ApiError("draining", "The server shut down before this request was complete.")
             await ErrorResponse(error)(scope, watch, label)
+        except ClientDisconnected:  # from a WebSocket alone: nobody is there to tell
+            self.left = True
         except Exception:
-            if self.status:
+            if self.status and self.status != SWITCHING:
                 raise  # a response that has begun can only be cut; the server logs the exception
-            logger.exception("%s %s failed (request %s)", scope["method"], scope["path"], self.request_id)
+            logger.exception("%s %s failed (request %s)", _method(scope), scope["path"], self.request_id)
+            if self.status == SWITCHING:
+                await send({"type": "websocket.close", "code": BROKEN})
+                return
             error = ApiError("internal_error", "The server failed to answer this request.")
             await ErrorResponse(error)(scope, watch, label)
         finally:
@@ -89,7 +98,7 @@ class _Exchange:
         if logger.isEnabledFor(logging.DEBUG):
             fields = {
                 "request_id": self.request_id,
-                "method": scope["method"],
+                "method": _method(scope),
                 "path": scope["path"],
                 "status": 499 if self.left else self.status,
                 "took_ms": round(took_s * 1000, 1),
@@ -97,6 +106,11 @@ class _Exchange:
             logger.debug(
                 "%(method)s %(path)s %(status)s %(took_ms)s ms %(request_id)s", fields, extra={"fields": fields}
             )
+
+
+def _method(scope: Scope) -> str:
+    """Of a WebSocket, what stands in its place in the log."""
+    return str(scope.get("method", "WS"))
 
 
 def _request_id(scope: Scope) -> str:

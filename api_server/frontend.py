@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
@@ -11,6 +12,7 @@ from api_server.admission import Admission
 from api_server.canary import Canary
 from api_server.config import Config
 from api_server.drain import Drain
+from api_server.encode import THREADS
 from api_server.engine_client import EngineClient
 from api_server.errors import ApiError
 from api_server.metrics import MetricsPage
@@ -41,6 +43,7 @@ class Frontend:
 
     async def start(self) -> None:
         """Connects to the engine, whenever it is there, and then loads its tokenizer before a request asks for it."""
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "long-prompt"))
         await self.engine.start()
         self._warming = asyncio.create_task(self._warm())
 
@@ -65,7 +68,13 @@ class Frontend:
         async with self._making:
             if self._admission is None or self._made_from != (card, limits):
                 # A large tokenizer takes a second to parse; other requests and /livez go on meanwhile.
-                self._admission = await asyncio.to_thread(Admission, card, limits)
+                self._admission = await asyncio.to_thread(
+                    Admission,
+                    card,
+                    limits,
+                    tool_parser=self.config.tool_call_parser,
+                    reasoning_parser=self.config.reasoning_parser,
+                )
                 self._made_from = (card, limits)
             return self._admission
 

@@ -4,7 +4,7 @@ The engine's acceptance is awaited before a response begins, so that whatever is
 by whatever way, closes the engine's stream, and that is the abort.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Never
@@ -13,63 +13,75 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from api_server.config import Config
 from api_server.deadline import Deadline
 from api_server.disconnect import until_disconnect
-from api_server.engine_client import EngineClient
-from api_server.frontend import frontend
+from api_server.form import EVENTS, Form
+from api_server.frontend import Frontend, frontend
 from api_server.job import Job
+from api_server.long_body import LongBody
 from api_server.render import Renderer
 from api_server.sse import EventStream
 from api_server.stream import Stream
 from api_server.text import Answer, Piece, join
 
 
-async def reply(request: Request, job: Job, renderer: Renderer) -> ASGIApp:
-    """The response to an admitted request: an event stream, or one body. Raises ApiError while there is still a status
-    to set."""
+async def reply(request: Request, job: Job, renderer: Renderer, form: Form = EVENTS) -> ASGIApp:
+    """The response to an admitted request: a stream in `form`, which is the renderer's, too, or one body. Raises
+    ApiError while there is still a status to set."""
     front = frontend(request)
-    config = front.config
-    whole_s = min(config.request_timeout_s, job.timeout_s or config.request_timeout_s)
-    deadline = Deadline(config.first_token_timeout_s, whole_s)
     key: bytes = request.state.key_digest
     with ExitStack() as owned:
-        owned.callback(deadline.close)
         if not job.stream:
-            body = await until_disconnect(request, _whole(front.engine, key, job, renderer, deadline))
-            return Response(body, media_type="application/json")
-        stream = await until_disconnect(request, _open(front.engine, key, job, deadline, owned))
+            body = await until_disconnect(request, _whole(front, key, job, renderer))
+            return Response(body, media_type="application/json") if isinstance(body, bytes) else LongBody(body)
+        chunks = await until_disconnect(request, open_chunks(front, key, job, renderer, owned))
         owned.pop_all()  # from here on it is for the chunks to close
-        return EventStream(Chunks(stream, job, renderer, deadline), job.submission.rid)
+        return EventStream(chunks, job.submission.rid, form)
 
 
-async def _open(engine: EngineClient, key: bytes, job: Job, deadline: Deadline, owner: ExitStack) -> Stream:
-    """The engine's stream. It has its owner before this task ends, because a task's result is lost if who waits for it
-    is cancelled just then."""
-    return owner.enter_context(await deadline.wait(lambda: engine.submit(job.submission, key)))
+async def open_chunks(front: Frontend, key: bytes, job: Job, renderer: Renderer, owner: ExitStack) -> "Chunks":
+    """The chunks of a stream that the engine has accepted. What is behind them has its owner before this task ends,
+    because a task's result is lost if who waits for it is cancelled just then."""
+    deadline = _deadline(front.config, job)
+    owner.callback(deadline.close)
+    stream = owner.enter_context(await deadline.wait(lambda: front.engine.submit(job.submission, key)))
+    return Chunks(stream, job, renderer, deadline)
 
 
-async def _whole(engine: EngineClient, key: bytes, job: Job, renderer: Renderer, deadline: Deadline) -> bytes:
+async def _whole(front: Frontend, key: bytes, job: Job, renderer: Renderer) -> bytes | Iterator[bytes]:
     """The body of a response that does not stream."""
+    deadline = _deadline(front.config, job)
     answer = Answer(job)
     pieces: dict[int, list[Piece]] = {}
-    with await deadline.wait(lambda: engine.submit(job.submission, key)) as stream:
+    with ExitStack() as owned:
+        owned.callback(deadline.close)
+        stream = owned.enter_context(await deadline.wait(lambda: front.engine.submit(job.submission, key)))
         while not answer.finished:
             for piece in await next_pieces(stream, answer, deadline):
                 pieces.setdefault(piece.index, []).append(piece)
     return renderer.whole([join(pieces[index]) for index in sorted(pieces)], answer.usage)
 
 
+def _deadline(config: Config, job: Job) -> Deadline:
+    """Begins now."""
+    whole_s = min(config.request_timeout_s, job.timeout_s or config.request_timeout_s)
+    return Deadline(config.first_token_timeout_s, whole_s)
+
+
 async def next_pieces(stream: Stream, answer: Answer, deadline: Deadline) -> list[Piece]:
     """What the engine has produced since the last call, as text. Tells the engine where a stop string was found."""
     pieces = []
-    for index, delta in await deadline.wait(stream.take):
+    news = await deadline.wait(stream.take)
+    for index, delta in news:
         piece = answer.feed(index, delta)
         if piece is None:
             continue
         if piece.stopped:
             stream.stop(index, piece.pos)
         pieces.append(piece)
-    deadline.first_token()
+    if news[-1][1].prompt is None:  # tokens come last
+        deadline.first_token()
     return pieces
 
 

@@ -24,11 +24,15 @@ from starlette.applications import Starlette
 from api_server.bounds import BoundedHttp
 from api_server.config import Config
 from api_server.frontend import Frontend
+from api_server.websocket import MESSAGE_FACTOR, BoundedSocket
 
 KEEP_ALIVE_S: Final = 75  # above the idle limits of common load balancers, or they meet connections just being closed
 FAREWELL_S: Final = 2.0  # for error events and buffers to go out at the end
 ENGINE_END_S: Final = 10.0  # what an engine may take to end after its own drain
 COULD_NOT_START: Final = 3
+SWITCH_S: Final = (
+    0.0005  # how long a thread with a long prompt may keep the loop waiting for the interpreter, each time
+)
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -44,7 +48,11 @@ def _uvicorn_settings(config: Config) -> dict[str, Any]:
         "port": config.port,
         "loop": "uvloop",
         "http": cast(type[asyncio.Protocol], functools.partial(BoundedHttp, config)),
-        "ws": "none",
+        "ws": "none" if config.health_only else cast(type[asyncio.Protocol], functools.partial(BoundedSocket, config)),
+        "ws_max_size": MESSAGE_FACTOR * config.max_body_size,
+        "ws_ping_interval": config.keepalive_interval_s,
+        "ws_ping_timeout": config.stall_timeout_s,
+        "ws_per_message_deflate": False,  # for messages of a token it costs more than it saves
         "lifespan": "on",
         "access_log": False,
         "server_header": False,
@@ -73,6 +81,7 @@ class FrontendServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        sys.setswitchinterval(SWITCH_S)
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it again
         if (descriptor := self._frontend.config.ready_fd) is not None:

@@ -1,4 +1,4 @@
-"""A stream of server-sent events as a raw ASGI response: one send per chunk, and no stream that outlives its client.
+"""A stream, of events or of lines, as a raw ASGI response: one send per chunk, and no stream that outlives its client.
 
 Starlette's StreamingResponse is not used: it depends on the server's ASGI version for noticing a disconnect, and after
 one uvicorn's `send` returns at once, so that a generator without another await would spin for ever. Here `receive` is
@@ -14,47 +14,43 @@ from typing import Final
 from starlette.types import Receive, Scope, Send
 
 from api_server.errors import ApiError
+from api_server.form import EVENTS, Form
 
 logger: Final = logging.getLogger("tokenwire.sse")
 
-KEEPALIVE: Final = b":ka\n"  # no blank line: with one, OpenAI's client takes it for an event and fails
 YIELD_EVERY: Final = 64  # sends; a generator that always has something must still let others run
 HEADERS: Final = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 )
 
 
-def error_event(error: ApiError) -> bytes:
-    """How a stream that has begun tells its failure."""
-    return b"data: %b\n\n" % error.body
-
-
 class EventStream:
-    """Sends what `chunks` yields, each as one write of whole events, and ends the body when it ends.
+    """Sends what `chunks` yields, each as one write of whole events in `form`, and ends the body when it ends.
 
     An ApiError from `chunks` becomes an error event; any other exception is logged and becomes one, too. A cancelled
     task (the server's shutdown) tells the client so. Used once.
     """
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], stream_id: str) -> None:
+    def __init__(self, chunks: AsyncGenerator[bytes, None], stream_id: str, form: Form = EVENTS) -> None:
         self._chunks = chunks
         self._stream_id = stream_id
+        self._form = form
         self._finished = False
         self._gone = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
         assert task is not None
-        keepalive = Keepalive(send, scope["app"].state.frontend.config.keepalive_interval_s)
+        interval_s = scope["app"].state.frontend.config.keepalive_interval_s
+        keepalive = Keepalive(send, self._form.keepalive, interval_s)
         watcher = asyncio.create_task(self._watch(receive, task))
         try:
             try:
                 last = await self._pump(send, keepalive)
             except asyncio.CancelledError:
                 task.uncancel()
-                last = error_event(ApiError("draining", "The server shut down before this stream was complete."))
+                last = self._form.error(ApiError("draining", "The server shut down before this stream was complete."))
             finally:
                 self._finished = True
                 keepalive.stop()
@@ -66,7 +62,8 @@ class EventStream:
 
     async def _pump(self, send: Send, keepalive: "Keepalive") -> bytes:
         """Sends head and chunks. Returns what the body ends with."""
-        headers = [*HEADERS, (b"x-stream-id", self._stream_id.encode())]
+        media_type = (b"content-type", self._form.media_type.encode())
+        headers = [media_type, *HEADERS, (b"x-stream-id", self._stream_id.encode())]
         sends = 0
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -78,10 +75,10 @@ class EventStream:
                 if sends % YIELD_EVERY == 0:
                     await asyncio.sleep(0)
         except ApiError as error:
-            return error_event(error)
+            return self._form.error(error)
         except Exception:
             logger.exception("stream %s failed", self._stream_id)
-            return error_event(ApiError("internal_error", "The server failed to complete this stream."))
+            return self._form.error(ApiError("internal_error", "The server failed to complete this stream."))
         return b""
 
     async def _watch(self, receive: Receive, task: asyncio.Task[None]) -> None:
@@ -94,10 +91,12 @@ class EventStream:
 
 
 class Keepalive:
-    """Breaks a stream's silence with a comment line. Costs a token one look at the clock, and a stream one timer."""
+    """Breaks a stream's silence with `comment`, if there is one. Costs a token one look at the clock, and a stream one
+    timer."""
 
-    def __init__(self, send: Send, interval_s: float) -> None:
+    def __init__(self, send: Send, comment: bytes, interval_s: float) -> None:
         self._send = send
+        self._comment = comment
         self._interval_s = interval_s
         self._loop = asyncio.get_running_loop()
         self._last_s = 0.0
@@ -106,7 +105,8 @@ class Keepalive:
 
     def start(self) -> None:
         self.sent()
-        self._timer = self._loop.call_later(self._interval_s, self._look)
+        if self._comment:
+            self._timer = self._loop.call_later(self._interval_s, self._look)
 
     def sent(self) -> None:
         """Something else was sent just now."""
@@ -128,4 +128,4 @@ class Keepalive:
         self._timer = self._loop.call_at(self._last_s + self._interval_s, self._look)
 
     async def _say(self) -> None:
-        await self._send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
+        await self._send({"type": "http.response.body", "body": self._comment, "more_body": True})

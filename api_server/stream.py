@@ -1,16 +1,21 @@
 """One request's mailbox: what the engine said and its reader has not taken yet, merged per sequence.
 
-A slow reader costs no more than the tokens themselves. Leaving a stream early is the abort: `close` is synchronous,
-because an await in a cancelled task is cancelled again.
+A slow reader costs no more than the tokens themselves, and the log probabilities of its prompts where it asked for
+them. Leaving a stream early is the abort: `close` is synchronous, because an await in a cancelled task is cancelled
+again.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from api_server.errors import ApiError
 from protocol import messages as wire
+from protocol.prompt_logprobs import PromptLogprobs
+
+TAKEN_NUMBERS: Final = 5_000  # of log probabilities of short prompts that are taken together
 
 
 class Correspondent(Protocol):
@@ -23,11 +28,46 @@ class Correspondent(Protocol):
     def send_later(self, command: wire.Command) -> None: ...
 
 
+class PromptBox:
+    """A prompt's log probabilities: the portions that nobody has taken yet, and how far they go."""
+
+    __slots__ = ("_length", "end", "portions")
+
+    def __init__(self, length: int) -> None:
+        """`length` is the prompt's, in tokens."""
+        self._length = length
+        self.end = 1  # the position behind the last one that has come; the first token has no log probability
+        self.portions: deque[PromptLogprobs] = deque()
+
+    @property
+    def here(self) -> bool:
+        """All have come."""
+        return self.end >= self._length
+
+    @property
+    def taken(self) -> bool:
+        """All have come and been taken."""
+        return self.here and not self.portions
+
+    def put(self, portion: PromptLogprobs) -> bool:
+        """What is there already is cut off. False if something before it is missing."""
+        if portion.pos > self.end:
+            return False
+        if portion.end > self.end:
+            self.portions.append(portion.since(self.end))
+            self.end = portion.end
+        return True
+
+
 class Stream:
     """One request's mailbox. Sequence `index` is prompt * n + choice. Use it in a `with`: leaving it aborts whatever
     has not finished."""
 
-    def __init__(self, client: Correspondent, rid: str, first_handle: int, size: int) -> None:
+    def __init__(
+        self, client: Correspondent, rid: str, first_handle: int, size: int, prompts: Sequence[int] = ()
+    ) -> None:
+        """`prompts` are the prompts' lengths if their log probabilities are to come. Those of a prompt are handed out
+        before any token of its choices."""
         self.rid = rid
         self.size = size
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -36,29 +76,62 @@ class Stream:
         self._positions = [0] * size  # output tokens received, per sequence
         self._unfinished = set(range(size))
         self._news: dict[int, wire.Delta] = {}
+        self._boxes = [PromptBox(length) for length in prompts]
+        self._choices = size // len(prompts) if prompts else size
         self._failure: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     @property
     def finished(self) -> bool:
         """All sequences ended well, and everything has been taken. A failure is for `take` to raise."""
-        return not self._unfinished and not self._news
+        return not self._unfinished and not self._news and all(box.taken for box in self._boxes)
 
     async def take(self) -> list[tuple[int, wire.Delta]]:
-        """Everything since the last take, one delta per sequence that has news; waits until there is some.
+        """Everything since the last take, one delta per sequence that has news; waits until there is some. Of prompts'
+        log probabilities a portion at a time, which comes first.
 
         Raises the ApiError that ended the request, after what came before it was taken.
         """
+        if self._boxes and not all(box.taken for box in self._boxes):
+            return await self._take_in_order()
         while not self._news:
-            if self._failure is not None:
-                raise self._failure
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self._wait()
         news, self._news = self._news, {}
         return list(news.items())
+
+    async def _take_in_order(self) -> list[tuple[int, wire.Delta]]:
+        """The same while log probabilities of prompts are to come or to be taken."""
+        # A portion keeps its reader busy for milliseconds: between two of them, others have their turn.
+        await asyncio.sleep(0)
+        while not (found := self._next_portions() + self._ready()):
+            await self._wait()
+        return found
+
+    def _next_portions(self) -> list[tuple[int, wire.Delta]]:
+        """One of a prompt at most, and of several prompts as many as together are not much."""
+        found = []
+        room = TAKEN_NUMBERS
+        for prompt, box in enumerate(self._boxes):
+            if box.portions and room > 0:
+                index, portion = prompt * self._choices, box.portions.popleft()
+                room -= portion.numbers
+                found.append((index, wire.Delta(self._first_handle + index, 0, [], prompt=portion)))
+        return found
+
+    def _ready(self) -> list[tuple[int, wire.Delta]]:
+        """News of the sequences whose prompts have been taken."""
+        ready = [index for index in self._news if self._boxes[index // self._choices].taken]
+        return [(index, self._news.pop(index)) for index in ready]
+
+    async def _wait(self) -> None:
+        """For whatever comes next. Raises the ApiError that ended the request."""
+        if self._failure is not None:
+            raise self._failure
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     def stop(self, index: int, pos: int) -> None:
         """A stop string is complete at output position `pos`: the sequence ends there, as a success."""
@@ -80,9 +153,15 @@ class Stream:
     def put(self, delta: wire.Delta) -> None:
         """The demux's end. Tokens that are there already are cut off; a gap can't be repaired and ends the request."""
         index = delta.handle - self._first_handle
+        if delta.prompt is not None:
+            self._put_portion(index, delta.prompt)
+            return
+        if self._boxes and index % self._choices == 0 and not self._boxes[index // self._choices].here:
+            self._lost("log probabilities of the prompt")
+            return
         missing = delta.pos - self._positions[index]
         if missing > 0:
-            self.fail(ApiError("internal_error", f"{missing} tokens were lost between engine and frontend"))
+            self._lost(f"{missing} tokens")
             return
         if missing < 0:
             delta.tokens = delta.tokens[-missing:]
@@ -97,6 +176,17 @@ class Stream:
         else:
             _merge(earlier, delta)
         self._wake()
+
+    def _put_portion(self, index: int, portion: PromptLogprobs) -> None:
+        if not self._boxes:
+            return  # nobody asked
+        if self._boxes[index // self._choices].put(portion):
+            self._wake()
+        else:
+            self._lost("log probabilities of the prompt")
+
+    def _lost(self, what: str) -> None:
+        self.fail(ApiError("internal_error", f"{what} were lost between engine and frontend"))
 
     def fail(self, error: ApiError) -> None:
         """Ends the request with an error, unless it has ended already."""

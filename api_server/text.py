@@ -14,6 +14,7 @@ from api_server.job import Job
 from api_server.schema.responses import PromptTokensDetails, Usage
 from api_server.stop import Hit, StopMatcher
 from protocol.messages import Delta, FinishReason, FirstToken, TokenLogprobs
+from protocol.prompt_logprobs import PromptLogprobs
 
 
 class Piece(Struct, gc=False):
@@ -24,6 +25,9 @@ class Piece(Struct, gc=False):
     engine told that after the last token; joined they are the text. `offsets` is where each token begins in the
     sequence's decoded text, in characters. `stopped` says that a stop string ended the sequence at `pos`, which the
     engine does not know yet.
+
+    `prompt_logprobs` are portions of the log probabilities of the sequence's prompt. They come before any token of it
+    or its siblings, in pieces with nothing else.
     """
 
     index: int
@@ -37,6 +41,7 @@ class Piece(Struct, gc=False):
     logprobs: list[TokenLogprobs] | None = None
     offsets: list[int] | None = None
     first: FirstToken | None = None
+    prompt_logprobs: Sequence[PromptLogprobs] = ()
 
     @property
     def text(self) -> str:
@@ -46,17 +51,24 @@ class Piece(Struct, gc=False):
 class SequenceText:
     """One sequence: its detokenizer, its stop strings, and how far it has come."""
 
-    __slots__ = ("_detokenizer", "_index", "_length", "_matcher", "_min_tokens", "_shows_end", "finished", "pos")
+    __slots__ = ("_detokenizer", "_ends", "_index", "_length", "_matcher", "_min_tokens", "finished", "pos")
 
     def __init__(
-        self, index: int, detokenizer: Detokenizer, matcher: StopMatcher | None, *, min_tokens: int, shows_end: bool
+        self,
+        index: int,
+        detokenizer: Detokenizer,
+        matcher: StopMatcher | None,
+        *,
+        min_tokens: int,
+        ends: frozenset[int] | None,
     ) -> None:
-        """`shows_end`: the token that ends the sequence counts as text (include_stop_str_in_output)."""
+        """`ends` are the model's ends of sequence, which end a text and are no part of it, like the tokens that the
+        request stops at; None if they count as text (include_stop_str_in_output)."""
         self._index: Final = index
         self._detokenizer: Final = detokenizer
         self._matcher: Final = matcher
         self._min_tokens: Final = min_tokens
-        self._shows_end: Final = shows_end
+        self._ends: Final = ends
         self._length = 0  # of the decoded text, held-back characters included
         self.pos = 0
         self.finished = False
@@ -83,7 +95,7 @@ class SequenceText:
     def _decode(self, delta: Delta, piece: Piece) -> str | None:
         """Adds the visible text of each token to `piece`, up to the stop string that is found, which is returned."""
         last = len(delta.tokens) - 1 if delta.finish is not None else -1
-        silent = last if delta.finish is FinishReason.STOP and not self._shows_end else -1
+        silent = last if last >= 0 and self._ended_by(delta) else -1
         texts, offsets, step = piece.texts, piece.offsets, self._detokenizer.step
         for i, token in enumerate(delta.tokens):
             text = "" if i == silent else step(token)
@@ -101,6 +113,13 @@ class SequenceText:
             if stop is not None:
                 return stop
         return None
+
+    def _ended_by(self, delta: Delta) -> bool:
+        """Its last token ended the sequence, and is not to be seen. An output that is complete by its grammar ends with
+        a token that is text."""
+        if delta.finish is not FinishReason.STOP or self._ends is None:
+            return False
+        return delta.stop_token is not None or delta.tokens[-1] in self._ends
 
     def _show(self, text: str, *, ends: bool) -> tuple[str, str | None]:
         """What becomes visible with `text`, decoded up to `pos`, and the stop string that is complete with it. `ends`:
@@ -125,16 +144,17 @@ class Answer:
 
     def __init__(self, job: Job) -> None:
         submission = job.submission
+        self._prompt_only: Final = job.prompt_only
         self._n: Final = submission.n
         self._prompt_tokens: Final = sum(map(len, submission.prompts))
         self._cached = [0] * len(submission.prompts)
         self._sequences: Final = [
             SequenceText(
                 prompt_index * submission.n + choice,
-                job.vocabulary.detokenizer(prompt, skip_special=job.skip_special_tokens),
+                job.vocabulary.detokenizer(prompt, skip_special=job.skip_special_tokens, visible=job.visible),
                 StopMatcher(job.stop, include=job.include_stop) if job.stop else None,
                 min_tokens=submission.sampling.min_tokens,
-                shows_end=job.include_stop,
+                ends=None if job.include_stop else job.ends,
             )
             for prompt_index, prompt in enumerate(submission.prompts)
             for choice in range(submission.n)
@@ -158,9 +178,13 @@ class Answer:
 
     def feed(self, index: int, delta: Delta) -> Piece | None:
         """What the delta adds to sequence `index`; None if that one has ended already."""
+        if self._prompt_only and delta.prompt is None:
+            delta = Delta(delta.handle, 0, [], FinishReason.LENGTH, first=delta.first, logprobs=delta.logprobs and [])
         piece = self._sequences[index].feed(delta)
         if piece is None:
             return None
+        if delta.prompt is not None:
+            piece.prompt_logprobs = (delta.prompt,)
         if piece.finish is not None:
             self._unfinished -= 1
         if piece.first is not None and index % self._n == 0:  # siblings fork from the first choice's prefill
@@ -171,7 +195,9 @@ class Answer:
 def join(pieces: Sequence[Piece]) -> Piece:
     """The whole of one sequence, from its pieces in order."""
     last = pieces[-1]
-    whole = Piece(last.index, [], [], last.pos, last.rest, last.finish, last.stop_reason, first=pieces[0].first)
+    whole = Piece(last.index, [], [], last.pos, last.rest, last.finish, last.stop_reason)
+    whole.first = next((piece.first for piece in pieces if piece.first is not None), None)
+    whole.prompt_logprobs = [portion for piece in pieces for portion in piece.prompt_logprobs]
     if last.logprobs is not None:
         whole.logprobs, whole.offsets = [], []
     for piece in pieces:

@@ -14,6 +14,9 @@ API: Final = frozenset({"serve", "api"})
 ALL: Final = frozenset({"serve", "engine", "api"})
 BUILT_IN_MODEL: Final = "tokenwire-tiny"
 PREFIX: Final = "TOKENWIRE_"
+# Frontends know what they mean; auto looks at the model's chat template.
+TOOL_PARSERS: Final = ("auto", "none", "hermes", "pythonic", "llama3_json")
+REASONING_PARSERS: Final = ("auto", "none", "think", "qwen3", "deepseek_r1")
 _SUFFIXES: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -194,8 +197,20 @@ OPTIONS: Final[tuple[Option, ...]] = (
     _model("load-format", choice("auto", "dummy"), "auto", "auto, or dummy for random weights"),
     _model("max-model-len", integer(1, _MANY), None, "longest prompt plus output, tokens", shown="from the model"),
     _model("chat-template", text, None, "file with a Jinja template", shown="from the model", metavar="FILE"),
-    _model("tool-call-parser", only("auto"), "auto", "how tool calls are read; only auto so far"),
-    _model("reasoning-parser", only("auto"), "auto", "how reasoning is read; only auto so far"),
+    _http(
+        "Model",
+        "tool-call-parser",
+        choice(*TOOL_PARSERS),
+        "auto",
+        f"how tool calls are read: {', '.join(TOOL_PARSERS)}",
+    ),
+    _http(
+        "Model",
+        "reasoning-parser",
+        choice(*REASONING_PARSERS),
+        "auto",
+        f"how reasoning is read: {', '.join(REASONING_PARSERS)}",
+    ),
     _model("trust-remote-code", switch, "false", "run code that comes with the model", kind="switch"),
     _model("seed", integer(-(2**63), 2**63 - 1), None, "of random weights", shown="0"),
     _batching("max-num-seqs", integer(1, 65_536), "256", "sequences that run at the same time"),

@@ -5,6 +5,8 @@ import os
 import time
 from typing import Final
 
+import torch
+
 from engine_core.attention.select import select
 from engine_core.cache.blocks import BlockPool
 from engine_core.cache.kv import KVCache, count_blocks, default_memory
@@ -12,6 +14,7 @@ from engine_core.cache.prefix import PrefixIndex
 from engine_core.config import Config
 from engine_core.core import EngineCore, StepTime
 from engine_core.errors import CannotStart
+from engine_core.grammar.grammars import Grammars
 from engine_core.memory import readable
 from engine_core.model import loader
 from engine_core.model.adapter import ModelAdapter
@@ -30,6 +33,8 @@ logger: Final = logging.getLogger("tokenwire.engine_core")
 
 BATCHED_TOKENS: Final = {"cpu": 2048, "cuda": 8192}
 REHEARSAL_TOKENS: Final = 64
+# fp32 logits of a step for log probabilities of prompts. On a CPU 110 rows of 152k: others wait a tenth of a second.
+PROMPT_LOGITS_BYTES: Final = {"cpu": 64 << 20, "cuda": 256 << 20}
 
 
 def load_model(config: Config, source: ModelSource) -> tuple[ModelAdapter, ModelCard]:
@@ -58,10 +63,11 @@ def load_model(config: Config, source: ModelSource) -> tuple[ModelAdapter, Model
 
 def make_cache(config: Config, adapter: ModelAdapter, max_step_tokens: int) -> KVCache:
     """Raises CannotStart if the memory does not do."""
+    rows = min(config.max_num_seqs + max_num_scored(adapter), max_step_tokens)
     backend = select(adapter.device, adapter.dtype, config.block_size)
     memory = config.kv_cache_memory
     if memory is None:
-        memory = default_memory(adapter.device, lambda: adapter.rehearse(max_step_tokens, config.max_num_seqs))
+        memory = default_memory(adapter.device, lambda: adapter.rehearse(max_step_tokens, rows))
     blocks = count_blocks(memory, backend, adapter.geometries, adapter.device)
     cache = KVCache(backend, adapter.geometries, blocks, config.block_size)
     logger.info(
@@ -74,6 +80,11 @@ def make_cache(config: Config, adapter: ModelAdapter, max_step_tokens: int) -> K
     return cache
 
 
+def max_num_scored(adapter: ModelAdapter) -> int:
+    """How many prompt positions a step may compute the logits of, beside those of the tokens it yields."""
+    return max(1, PROMPT_LOGITS_BYTES[adapter.device.type] // (adapter.vocab_size * torch.float32.itemsize))
+
+
 def make_core(config: Config, source: ModelSource, channel: EngineChannel) -> EngineCore[Pending]:
     """Loads everything. Raises CannotStart."""
     adapter, card = load_model(config, source)
@@ -84,7 +95,9 @@ def make_core(config: Config, source: ModelSource, channel: EngineChannel) -> En
             f"{config.max_num_seqs} sequences"
         )
     cache = make_cache(config, adapter, max_step_tokens)
-    sampler = Sampler(card.vocab_size, config.max_num_seqs, card.eos_token_ids, adapter.device)
+    grammars = Grammars(card, config.max_num_seqs)
+    masks = grammars.followings
+    sampler = Sampler(card.vocab_size, config.max_num_seqs, card.eos_token_ids, adapter.device, masks)
     runner = ModelRunner(adapter, cache, sampler, max_num_seqs=config.max_num_seqs, max_model_len=card.max_model_len)
     index = PrefixIndex() if config.enable_prefix_caching else None
     scheduler = Scheduler(
@@ -94,6 +107,7 @@ def make_core(config: Config, source: ModelSource, channel: EngineChannel) -> En
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=max_step_tokens,
         eos_token_ids=card.eos_token_ids,
+        max_num_scored=max_num_scored(adapter),
     )
     limits = Limits(
         kv_tokens=cache.num_tokens,
@@ -111,6 +125,7 @@ def make_core(config: Config, source: ModelSource, channel: EngineChannel) -> En
         stats=Stats(card.name, cache.block_size, cache.num_blocks - 1),
         clock=time.monotonic,
         step_time=_rehearse(adapter),
+        grammars=grammars,
     )
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from engine_core.batch import Batch
 from engine_core.delivery import HEARTBEAT_S, RETRY_S, Delivery
+from engine_core.grammar.grammars import Grammars
 from engine_core.request import Request
 from engine_core.scheduler import Sampled, Scheduler
 from engine_core.stats import Stats
@@ -25,6 +26,8 @@ METRICS_S: Final = 0.5  # how often the frontends get the metrics
 LONG_STEP_S: Final = 0.5  # a step that should take longer is announced before it starts
 LEASE_S: Final = 3.0  # within which the next Step comes, if nothing longer was announced
 LEASE_FACTOR: Final = 4.0  # a step may take so much longer than expected before it counts as stuck
+CANCELLED: Final = ("request_cancelled", "The request was cancelled.")
+GRAMMAR_POLL_S: Final = 0.001  # how often grammars are asked about, while all there is to do waits for them
 
 Pending = TypeVar("Pending")
 
@@ -80,8 +83,9 @@ class EngineCore(Generic[Pending]):
         clock: Callable[[], float],
         step_time: StepTime,
         overlap: int = 0,
+        grammars: Grammars | None = None,
     ) -> None:
-        """`clock` is monotonic, in seconds."""
+        """`clock` is monotonic, in seconds. `grammars` are those that the runner's sampler knows."""
         self._stopping = False
         self._drain_until_s: float | None = None
         self._channel = channel
@@ -92,6 +96,8 @@ class EngineCore(Generic[Pending]):
         self._clock = clock
         self._step_time = step_time
         self._overlap = overlap
+        self._grammars = grammars or Grammars(welcome.card, scheduler.max_num_seqs)
+        self._resting = False  # nothing could be launched, and nothing is in flight
         self._delivery = Delivery(welcome.epoch, channel.send)
         self._step = 0
         self._metrics_s = 0.0
@@ -104,15 +110,19 @@ class EngineCore(Generic[Pending]):
         except BaseException as error:
             self._delivery.broadcast(wire.Dying(self._welcome.epoch, f"{type(error).__name__}: {error}"))
             raise
+        finally:
+            self._grammars.close()
 
     def _loop(self) -> None:
         flights: deque[Flight[Pending]] = deque()
         while not self._stopping:
             for peer, command in self._channel.receive(self._patience_s):
                 self._handle(peer, command)
+            self._heed_grammars()
             launched = self._launch()
             if launched is not None:
                 flights.append(launched)
+            self._resting = not flights
             if len(flights) > self._overlap or (flights and launched is None):
                 self._settle(flights.popleft())
             self._publish(LEASE_S)
@@ -123,13 +133,15 @@ class EngineCore(Generic[Pending]):
     @property
     def _done(self) -> bool:
         """Everything is computed, given back and delivered."""
-        return self._scheduler.idle and self._delivery.settled
+        return self._scheduler.idle and self._delivery.settled and not self._grammars.admission.waiting
 
     @property
     def _patience_s(self) -> float:
         """How long to wait for a command."""
-        if not self._scheduler.idle:
+        if not self._scheduler.idle and not self._resting:
             return 0.0
+        if not self._scheduler.idle or self._grammars.admission.waiting:
+            return GRAMMAR_POLL_S
         return HEARTBEAT_S if self._delivery.settled else RETRY_S
 
     def drain(self, limit_s: float) -> None:
@@ -147,13 +159,17 @@ class EngineCore(Generic[Pending]):
                     self._end(self._delivery.join(peer, name))
                 self._delivery.notify(peer, self._greeting(command))
             case wire.Generate():
-                self._delivery.notify(peer, self._answer(peer, command))
+                if (answer := self._answer(peer, command)) is not None:
+                    self._delivery.notify(peer, answer)
             case wire.Abort(handles=handles):
+                self._grammars.admission.forget(peer, handles)
                 found = [self._delivery.find(peer, handle) for handle in handles]
                 self._end([request for request in found if request is not None])
             case wire.Stop(handle=handle):
                 if (request := self._delivery.find(peer, handle)) is not None:
                     self._end([request], wire.FinishReason.STOP)
+            case wire.Cancel(rid=rid, key=key):
+                self._delivery.notify(peer, wire.Cancelled(self._welcome.epoch, rid, self._cancel(rid, key)))
 
     def _greeting(self, hello: wire.Hello) -> wire.Welcome:
         """With the tokenizer, unless the frontend has it already."""
@@ -162,8 +178,8 @@ class EngineCore(Generic[Pending]):
             card = msgspec.structs.replace(card, tokenizer=b"")
         return msgspec.structs.replace(self._welcome, card=card)
 
-    def _answer(self, peer: bytes, command: wire.Generate) -> wire.Accepted | wire.Rejected:
-        """Takes the request in, whole, or says why not."""
+    def _answer(self, peer: bytes, command: wire.Generate) -> wire.Accepted | wire.Rejected | None:
+        """Takes the request in, whole, or says why not; or keeps it until its grammar is compiled."""
         epoch, limits = self._welcome.epoch, self._welcome.limits
         if command.epoch != epoch or peer not in self._delivery.frontends:
             return wire.Rejected(epoch, command.rid, "engine_restarting", "The engine has not met this frontend yet.")
@@ -178,10 +194,16 @@ class EngineCore(Generic[Pending]):
             return wire.Rejected(epoch, command.rid, "queue_full", f"{waiting} requests are waiting already.")
         if waiting and limits.max_queued_tokens and self._scheduler.queued_tokens >= limits.max_queued_tokens:
             return wire.Rejected(epoch, command.rid, "queue_full", "Too many tokens are waiting already.")
+        try:
+            if not self._grammars.admission.passed(peer, command):
+                return None
+        except InvalidRequest as error:
+            return wire.Rejected(epoch, command.rid, error.code, error.message, error.param)
         requests = self._requests(peer, command)
         if any(self._delivery.find(peer, request.handle) is not None for request in requests):
             return wire.Rejected(epoch, command.rid, "internal_error", "A handle is in use already.")
         self._delivery.open(requests)
+        self._grammars.followings.follow(requests)
         for request in requests:
             self._scheduler.add(request)
         return wire.Accepted(epoch, command.rid)
@@ -196,6 +218,7 @@ class EngineCore(Generic[Pending]):
                 command.prompts[sequence.prompt],
                 command.sampling,
                 owner=peer,
+                key=command.key,
                 seed=command.seed,
                 choice=sequence.choice,
                 out=sequence.out,
@@ -210,12 +233,37 @@ class EngineCore(Generic[Pending]):
 
     def _end(self, requests: list[Request], finish: wire.FinishReason | None = None) -> None:
         """Their readers want no more of them."""
+        self._retire(requests, finish)
+        for request in requests:
+            self._delivery.close(request)
+
+    def _retire(self, requests: list[Request], finish: wire.FinishReason | None = None) -> None:
+        """They yield no more, and what they hold goes back."""
         now_s = self._clock()
         for request in requests:
             if not request.ended:
                 self._scheduler.end(request, finish)
                 self._stats.ended(request, now_s)
-            self._delivery.close(request)
+
+    def _cancel(self, rid: str, key: bytes) -> bool:
+        """Ends a request, whoever reads it and however far it has come. False if this key has none of that name."""
+        unanswered = self._grammars.admission.withdraw(rid, key)
+        for peer in unanswered:
+            self._delivery.notify(peer, wire.Rejected(self._welcome.epoch, rid, *CANCELLED))
+        found = self._delivery.named(rid, key)
+        self._retire(found)  # before it fails: it counts as aborted
+        self._delivery.fail(found, *CANCELLED)
+        return bool(unanswered or found)
+
+    def _heed_grammars(self) -> None:
+        """Takes in the requests whose grammar is compiled, or not to be had, and ends those that theirs ends."""
+        draining = self._drain_until_s is not None
+        for peer, command in self._grammars.admission.settled(self._delivery.frontends, draining=draining):
+            self._handle(peer, command)
+        for request, failure in self._grammars.followings.concluded():
+            request.failure = failure
+            self._retire([request], wire.FinishReason.STOP if failure is None else None)
+            self._delivery.mark([request])
 
     def _dismiss(self) -> None:
         """Tells those who still wait that nothing more will come."""
@@ -241,8 +289,9 @@ class EngineCore(Generic[Pending]):
         sampled = self._runner.collect(flight.pending)
         now_s = self._clock()
         advanced = self._scheduler.commit(flight.batch, sampled, now_s)
+        self._grammars.followings.advance(advanced)
         self._step += 1
-        self._delivery.mark(advanced)
+        self._delivery.mark([*advanced, *(row.request for row in flight.batch.scoring)])
         self._stats.stepped(flight.batch.num_tokens, advanced, now_s)
         for request in advanced:
             if request.ended:

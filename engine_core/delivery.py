@@ -7,11 +7,11 @@ that sends, and says what became of it.
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from engine_core.request import Request
 from protocol.channel import Sent
-from protocol.messages import Delta, Event, Load, Step
+from protocol.messages import Delta, Event, Failed, Load, Step
 
 HEARTBEAT_S: Final = 1.0
 RETRY_S: Final = 0.02  # after a frontend took nothing, until it is asked again
@@ -21,6 +21,15 @@ STEP_NUMBERS: Final = 250_000  # about as many numbers go into one Step: some tw
 NOTICES_MAX: Final = 4096
 
 Send = Callable[[bytes, Event], Sent]
+
+
+class Parcel(NamedTuple):
+    """What one Step holds of one request."""
+
+    request: Request
+    deltas: list[Delta]
+    portions: int  # of the prompt's log probabilities
+    complete: bool  # there is nothing more to tell
 
 
 class Frontend:
@@ -43,6 +52,7 @@ class Delivery:
         self.frontends: dict[bytes, Frontend] = {}
         self._epoch = epoch
         self._send = send
+        self._named: dict[str, set[Request]] = {}  # sequences by request id, until all of them is delivered
 
     def join(self, peer: bytes, name: bytes) -> list[Request]:
         """A frontend says hello. Returns the requests of its earlier connections, which nobody reads any more."""
@@ -57,22 +67,37 @@ class Delivery:
     def leave(self, peer: bytes) -> list[Request]:
         """The connection is gone. Returns its requests."""
         frontend = self.frontends.pop(peer, None)
-        return [] if frontend is None else list(frontend.requests.values())
+        orphans = [] if frontend is None else list(frontend.requests.values())
+        for request in orphans:
+            self._unname(request)
+        return orphans
 
     def open(self, requests: Iterable[Request]) -> None:
         """From here on their owner reads them."""
         for request in requests:
             self.frontends[request.owner].requests[request.handle] = request
+            self._named.setdefault(request.rid, set()).add(request)
 
     def close(self, request: Request) -> None:
         """Nobody wants the rest of it."""
         if (frontend := self.frontends.get(request.owner)) is not None:
             frontend.requests.pop(request.handle, None)
             frontend.news.pop(request.handle, None)
+        self._unname(request)
 
     def find(self, peer: bytes, handle: int) -> Request | None:
         frontend = self.frontends.get(peer)
         return None if frontend is None else frontend.requests.get(handle)
+
+    def named(self, rid: str, key: bytes) -> list[Request]:
+        """The sequences of a request that have not ended, whoever reads them, if it was made with this key."""
+        return [request for request in self._named.get(rid, ()) if request.key == key and not request.ended]
+
+    def fail(self, requests: Iterable[Request], code: str, message: str) -> None:
+        """They have ended without a finish, and their owners are told so behind the tokens that there are."""
+        for request in requests:
+            request.failure = (code, message)
+            self.mark([request])
 
     def mark(self, requests: Iterable[Request]) -> None:
         """There is something new in their logs."""
@@ -108,12 +133,13 @@ class Delivery:
             outcome = self._send_notices(frontend)
             due = announce or bool(frontend.news) or now_s - frontend.sent_s >= HEARTBEAT_S
             while outcome is Sent.YES and due:
-                some = _portion(frontend.news.values())
-                deltas = [_delta(request) for request in some]
+                parcels = _packed(frontend.news.values())
+                deltas = [delta for parcel in parcels for delta in parcel.deltas]
                 outcome = self._send(frontend.peer, Step(self._epoch, step, lease_s, deltas, load))
                 if outcome is Sent.YES:
                     frontend.sent_s = now_s
-                    self._delivered(frontend, some)
+                    self._delivered(frontend, parcels)
+                    outcome = self._send_notices(frontend)
                     due = bool(frontend.news)
             if outcome is Sent.FULL:
                 frontend.retry_s = now_s + RETRY_S
@@ -129,27 +155,62 @@ class Delivery:
             frontend.notices.popleft()
         return Sent.YES
 
-    def _delivered(self, frontend: Frontend, requests: Iterable[Request]) -> None:
-        for request in requests:
+    def _delivered(self, frontend: Frontend, parcels: Iterable[Parcel]) -> None:
+        failed: dict[tuple[str, str], list[int]] = {}
+        for request, _, portions, complete in parcels:
+            request.prompt_delivered += portions
+            if not complete:
+                continue
             request.delivered = request.out_len
             del frontend.news[request.handle]
+            if request.failure is not None:
+                failed.setdefault(request.failure, []).append(request.handle)
             if request.ended:
-                del frontend.requests[request.handle]
+                self.close(request)
+        for (code, message), handles in failed.items():
+            frontend.notices.append(Failed(self._epoch, handles, code, message))
+
+    def _unname(self, request: Request) -> None:
+        sequences = self._named.get(request.rid)
+        if sequences is not None:
+            sequences.discard(request)
+            if not sequences:
+                del self._named[request.rid]
 
 
-def _portion(requests: Iterable[Request]) -> list[Request]:
-    """The first of them, as many as fit into one Step, and one at least: what a frontend has not taken for long may be
-    more than a message can hold."""
-    chosen: list[Request] = []
-    numbers = 0
+def _packed(requests: Iterable[Request]) -> list[Parcel]:
+    """The first of what there is to tell, as much as fits into one Step, and something at least: what a frontend has
+    not taken for long may be more than a message can hold. The tokens of one request are never split."""
+    parcels: list[Parcel] = []
+    room = STEP_NUMBERS
     for request in requests:
-        tokens = request.out_len - request.delivered
-        logprobs = request.sampling.logprobs
-        numbers += tokens if logprobs is None else tokens * (4 + 2 * logprobs)
-        if chosen and numbers > STEP_NUMBERS:
+        portions = (request.prompt_logprobs or [])[request.prompt_delivered :]
+        deltas: list[Delta] = []
+        for portion in portions:
+            room -= portion.numbers
+            if room < 0 and (parcels or deltas):
+                break
+            deltas.append(Delta(request.handle, request.delivered, [], prompt=portion))
+        count = len(deltas)
+        complete = count == len(portions)
+        if complete and _told(request):
+            room -= _token_numbers(request)
+            if complete := room >= 0 or not (parcels or deltas):
+                deltas.append(_delta(request))
+        parcels.append(Parcel(request, deltas, count, complete))
+        if room < 0:
             break
-        chosen.append(request)
-    return chosen
+    return parcels
+
+
+def _token_numbers(request: Request) -> int:
+    tokens, logprobs = request.out_len - request.delivered, request.sampling.logprobs
+    return tokens if logprobs is None else tokens * (4 + 2 * logprobs)
+
+
+def _told(request: Request) -> bool:
+    """There is a token, or an end that is no failure."""
+    return request.out_len > request.delivered or request.finish is not None
 
 
 def _delta(request: Request) -> Delta:

@@ -26,6 +26,15 @@ class LateTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Targets:
+    """Prompt tokens whose log probabilities are wanted, row by row of the batch: `tokens[i]`, given all up to and with
+    token `at[i]` of the batch. Both [S] int64, on the device."""
+
+    at: torch.Tensor
+    tokens: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class StepInputs:
     """All that the model needs for a step of T tokens, R of which yield a token."""
 
@@ -34,6 +43,7 @@ class StepInputs:
     logits_rows: torch.Tensor  # [R] int64: the last token of each row that samples
     slots: torch.Tensor  # [R] int64: whose they are
     late: LateTokens | None
+    targets: Targets | None
 
 
 class InputBuilder:
@@ -82,14 +92,28 @@ class InputBuilder:
             max_kv_len=longest,
         )
         samples = np.fromiter((row.samples for row in rows), np.bool_, count)
-        ids, late = self._input_ids(rows, query_starts.tolist())
+        begins = query_starts.tolist()
+        ids, late = self._input_ids(rows, begins)
         return StepInputs(
             input_ids=self._tensor(ids),
             plan=plan,
             logits_rows=self._tensor(query_starts[1:][samples] - 1),
             slots=self._tensor(owners[samples]),
             late=late,
+            targets=self._targets(rows, begins),
         )
+
+    def _targets(self, rows: Sequence[Row], begins: Sequence[int]) -> Targets | None:
+        at: list[IntArray] = []
+        tokens: list[int] = []
+        for row, begin in zip(rows, begins, strict=False):
+            if wanted := row.targets:
+                first = begin + wanted.start - 1 - row.start
+                at.append(np.arange(first, first + len(wanted), dtype=np.int64))
+                tokens += row.request.tokens[wanted.start : wanted.stop]
+        if not at:
+            return None
+        return Targets(self._tensor(np.concatenate(at)), self._tensor(np.array(tokens, dtype=np.int64)))
 
     def _copy_new_blocks(self, rows: Sequence[Row]) -> None:
         table, filled = self._table, self._filled

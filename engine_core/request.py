@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from protocol.messages import FinishReason, FirstToken, TokenLogprobs
+from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import SamplingParams
 
 NO_SLOT = -1
@@ -30,14 +31,18 @@ class Request:
         "first_token_s",
         "handle",
         "hashes",
+        "held",
         "in_flight",
+        "key",
         "leader",
         "logprobs",
         "order",
         "owner",
         "preemptions",
         "priority",
+        "prompt_delivered",
         "prompt_len",
+        "prompt_logprobs",
         "replayed",
         "rid",
         "salt",
@@ -57,6 +62,7 @@ class Request:
         sampling: SamplingParams,
         *,
         owner: bytes = b"",
+        key: bytes = b"",
         seed: int = 0,
         choice: int = 0,
         out: Sequence[int] = (),
@@ -68,6 +74,7 @@ class Request:
         self.handle = handle
         self.rid = rid
         self.owner = owner  # the frontend that reads it
+        self.key = key  # digest of the API key that it was made with
         self.sampling = sampling
         self.seed = seed
         self.choice = choice
@@ -82,6 +89,11 @@ class Request:
         self.replayed = len(out)  # output tokens that an earlier engine produced and counted
         self.delivered = len(out)  # output tokens that the owner has
         self.logprobs: list[TokenLogprobs] | None = None if sampling.logprobs is None else []
+        # Of the prompt, in order; None where nobody asked. The first choice has them for all, and whoever sends output
+        # along has them already, because they go out before it.
+        wanted = sampling.prompt_logprobs is not None and choice == 0 and not out
+        self.prompt_logprobs: list[PromptLogprobs] | None = [] if wanted else None
+        self.prompt_delivered = 0  # entries of this list that the owner has
 
         self.computed = 0
         self.cached: int | None = None  # prompt tokens found in the prefix cache when first scheduled
@@ -91,6 +103,7 @@ class Request:
         self.slot = NO_SLOT
         self.in_flight = 0  # steps launched and not yet settled that hold this request
         self.preemptions = 0
+        self.held = False  # not to be scheduled: its grammar's mask is yet to come
 
         self.ended = False  # finished, failed or aborted: no further token counts
         self.finish: FinishReason | None = None
@@ -117,6 +130,23 @@ class Request:
     def decoding(self) -> bool:
         """All of the prompt is computed and the first token is there."""
         return self.pending == 1 and self.out_len > 0
+
+    @property
+    def unscored(self) -> int:
+        """The first prompt position whose log probability is wanted and not there yet; behind the prompt if there is
+        none."""
+        if self.prompt_logprobs is None:
+            return self.prompt_len
+        return self.prompt_logprobs[-1].end if self.prompt_logprobs else 1
+
+    def targets(self, count: int) -> range:
+        """The prompt positions whose log probabilities are wanted of its next `count` tokens."""
+        return range(max(self.computed + 1, self.unscored), min(self.computed + count + 1, self.prompt_len))
+
+    def within(self, rows: int) -> int:
+        """How many of its next tokens have no more than `rows` targets."""
+        first = max(self.computed + 1, self.unscored)
+        return self.pending if first + rows >= self.prompt_len else first + rows - 1 - self.computed
 
     @property
     def first(self) -> FirstToken:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import merge
 from itertools import count
+from typing import Final
 
 from engine_core.batch import Batch, Row
 from engine_core.cache.blocks import BlockPool
@@ -22,12 +23,18 @@ from engine_core.cache.prefix import PrefixIndex, extend_chain
 from engine_core.request import NO_SLOT, Request
 from protocol.messages import FinishReason, TokenLogprobs
 
+# Blocks whose hashes are made before the prefix cache is asked again, and how many of them in one step beside requests
+# that run: about 2 ms, since a long conversation that was seen before has tens of thousands.
+HASHED_AT_ONCE: Final = 64
+HASHED_PER_STEP: Final = 2048
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The token that a step yielded for one request."""
+    """The token that a step yielded for one request; or none, because what it may be was not known in time: then its
+    logits are computed again."""
 
-    token: int
+    token: int | None
     logprobs: TokenLogprobs | None = None
 
 
@@ -57,14 +64,17 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         eos_token_ids: Sequence[int],
+        max_num_scored: int | None = None,
     ) -> None:
-        """`pool` gives evicted blocks to `index`; without an index there is no prefix cache."""
+        """`pool` gives evicted blocks to `index`; without an index there is no prefix cache. `max_num_scored` prompt
+        positions of a step, or as many as there are, may have their log probabilities computed."""
         if max_num_batched_tokens < max_num_seqs:
             raise ValueError("max_num_batched_tokens must hold a token for each of max_num_seqs")
         self.counters = SchedulerCounters()
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_scored = max_num_batched_tokens if max_num_scored is None else max_num_scored
         self.running: list[Request] = []  # these two sorted by rank
         self.waiting: list[Request] = []
         self._index = index
@@ -74,6 +84,7 @@ class Scheduler:
         self._waiting_of: Counter[str] = Counter()  # sequences per request id
         self._arrivals = count()
         self._short_of_blocks = False  # in the last step that was made: whoever waits, waits for blocks
+        self._hashes_left = HASHED_PER_STEP  # of the step that is being made
 
     # ------------------------------------------------------------------------------------------------ requests
 
@@ -121,11 +132,14 @@ class Scheduler:
             budget -= self._grow(request, budget, batch)
         newcomers = list(self.waiting) if self._free_slots else []
         self._short_of_blocks = False
+        self._hashes_left = HASHED_PER_STEP
         for request in merge(prefills, newcomers, key=_rank):
             if not budget:
                 break
             self._short_of_blocks |= self.counters.preemptions > preemptions
             if request.slot == NO_SLOT and not (self._short_of_blocks or self._follows(request)):
+                if not self._within_scored(request, batch):
+                    continue
                 self._admit(request, batch, now_s)
             budget -= self._grow(request, budget, batch)
         for row in batch.rows:
@@ -140,12 +154,15 @@ class Scheduler:
         for row in batch.rows:
             request = row.request
             request.in_flight -= 1
-            self._seal(request, row.end)
-            if row.samples:
-                result = next(tokens)
-                if not request.ended:
-                    self._append(request, result, now_s)
-                    advanced.append(request)
+            result = next(tokens) if row.samples else None
+            withheld = result is not None and result.token is None
+            request.computed -= withheld
+            self._seal(request, row.end - withheld)
+            if request.prompt_logprobs is not None and not request.ended:
+                request.prompt_logprobs += row.prompt_logprobs
+            if result is not None and result.token is not None and not request.ended:
+                self._append(request, result.token, result.logprobs, now_s)
+                advanced.append(request)
         return advanced
 
     # ------------------------------------------------------------------------------------------------ policy
@@ -153,8 +170,8 @@ class Scheduler:
     def _grow(self, request: Request, budget: int, batch: Batch) -> int:
         """Gives a running request its next tokens and the blocks for them, preempting the last comer where it must.
         Returns what that takes from the budget."""
-        tokens = min(request.pending, budget)
-        if tokens <= 0 or request.slot == NO_SLOT or request.in_flight or request.ended:
+        tokens = min(request.pending, budget, self._within_scored(request, batch))
+        if tokens <= 0 or request.slot == NO_SLOT or request.in_flight or request.ended or request.held:
             return 0
         returned = 0
         while (lacking := self._lacking(request, tokens)) > self.pool.available:
@@ -165,9 +182,16 @@ class Scheduler:
                 return -returned
         if lacking:
             request.blocks += self.pool.allocate(lacking)
-        batch.rows.append(Row(request, request.computed, tokens, samples=tokens == request.pending))
+        targets = request.targets(tokens)
+        batch.rows.append(Row(request, request.computed, tokens, samples=tokens == request.pending, targets=targets))
         request.computed += tokens
         return tokens - returned
+
+    def _within_scored(self, request: Request, batch: Batch) -> int:
+        """How many of its tokens fit beside the positions that the batch already scores."""
+        if request.unscored >= request.prompt_len:
+            return request.pending
+        return request.within(self.max_num_scored - sum(len(row.targets) for row in batch.rows))
 
     def _admit(self, request: Request, batch: Batch, now_s: float) -> None:
         """Gives a waiting request a slot, if there are blocks for all of its tokens so far. Those that running prefills
@@ -175,6 +199,8 @@ class Scheduler:
         these would be the next to be thrown out."""
         reserved = sum(max(1, self._lacking(other, other.pending)) for other in self.running)
         shared = self._match(request)
+        if shared is None:
+            return
         fresh = self._blocks_for(len(request.tokens)) - len(shared)
         revived = sum(self.pool.is_free(block) for block in shared)
         self._short_of_blocks = fresh + revived > self.pool.available - reserved
@@ -192,15 +218,29 @@ class Scheduler:
             and leader.sealed < leader.prompt_len // self._block_size
         )
 
-    def _match(self, request: Request) -> list[int]:
-        """Blocks that already hold the start of the request. Its last token is always computed, for its logits."""
+    def _match(self, request: Request) -> list[int] | None:
+        """Blocks that already hold the start of the request. Its last token is always computed, for its logits, and so
+        is every prompt position whose logits are still wanted. None if to find out would keep those who run waiting:
+        the next steps go on with it."""
         if self._index is None:
             return []
         full = (len(request.tokens) - 1) // self._block_size
-        if not request.hashes and request.leader is not None:
-            request.hashes = request.leader.hashes[: request.prompt_len // self._block_size]
-        extend_chain(request.hashes, request.tokens, self._block_size, request.salt, full)
-        return self._index.match(request.hashes[:full])
+        if request.unscored < request.prompt_len:
+            full = (request.unscored - 1) // self._block_size
+        if request.leader is not None:
+            known = request.leader.hashes[: request.prompt_len // self._block_size]
+            request.hashes = max(request.hashes, known, key=len)
+        found: list[int] = []
+        while True:
+            found += self._index.match(request.hashes[len(found) : full])
+            hashed = min(len(request.hashes), full)
+            if len(found) < hashed or hashed == full:
+                return found
+            if self._hashes_left <= 0 and self.running:
+                return None
+            self._hashes_left -= HASHED_AT_ONCE
+            more = min(hashed + HASHED_AT_ONCE, full)
+            extend_chain(request.hashes, request.tokens, self._block_size, request.salt, more)
 
     def _start(self, request: Request, shared: list[int], batch: Batch, now_s: float) -> None:
         self._unqueue(request)
@@ -211,7 +251,7 @@ class Scheduler:
         request.slot = self._free_slots.pop()
         insort(self.running, request, key=_rank)
         batch.admitted.append(request)
-        if self._index is not None:
+        if self._index is not None and request.prompt_logprobs is None:
             self.counters.prefix_queries += len(request.tokens)
             self.counters.prefix_hits += request.computed
         if request.cached is None:
@@ -257,18 +297,18 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------------------ results
 
-    def _append(self, request: Request, result: Sampled, now_s: float) -> None:
-        request.tokens.append(result.token)
-        if request.logprobs is not None and result.logprobs is not None:
-            request.logprobs.append(result.logprobs)
+    def _append(self, request: Request, token: int, logprobs: TokenLogprobs | None, now_s: float) -> None:
+        request.tokens.append(token)
+        if request.logprobs is not None and logprobs is not None:
+            request.logprobs.append(logprobs)
         if request.first_token_s is None:
             request.first_token_s = now_s
         sampling = request.sampling
         if request.out_len >= sampling.min_tokens:
-            if result.token in sampling.stop_token_ids:
-                request.stop_token = result.token
+            if token in sampling.stop_token_ids:
+                request.stop_token = token
                 return self.end(request, FinishReason.STOP)
-            if result.token in self._eos and not sampling.ignore_eos:
+            if token in self._eos and not sampling.ignore_eos:
                 return self.end(request, FinishReason.STOP)
         if request.out_len >= sampling.max_tokens:
             return self.end(request, FinishReason.LENGTH)

@@ -29,7 +29,8 @@ ENGINE_MAX_BYTES: Final = 16 << 20  # a command: prompts of a whole request
 CLIENT_MAX_BYTES: Final = 64 << 20  # an event: a Welcome may carry a 30 MB tokenizer
 ENGINE_HIGH_WATER: Final = 256  # steps a frontend may be behind before its tokens wait in the log
 CLIENT_HIGH_WATER: Final = 1024  # commands that may wait for an engine in a long step
-RECEIVE_BATCH: Final = 1024  # frames taken before the engine turns to its next step
+RECEIVE_BATCH: Final = 1024  # frames, and bytes, taken before the engine turns to its next step
+RECEIVE_BYTES: Final = 1 << 20
 LINGER_MS: Final = 1000
 IPC_PATH_MAX: Final = 107  # sun_path, less the final NUL
 
@@ -109,15 +110,19 @@ class EngineChannel:
 
     def receive(self, timeout_s: float) -> list[tuple[bytes, Command]]:
         """(peer, command) pairs that have come in, waiting at most `timeout_s` for the first. Frames that are no
-        command are counted and dropped."""
+        command are counted and dropped. Long prompts that come together don't keep the next step waiting together."""
         commands: list[tuple[bytes, Command]] = []
+        size = 0
         if not self._socket.poll(int(timeout_s * 1000), zmq.POLLIN):
             return commands
         for _ in range(RECEIVE_BATCH):
+            if size >= RECEIVE_BYTES:
+                break
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 break
+            size += sum(map(len, frames))
             if len(frames) != 2:
                 self.dropped += 1
                 continue

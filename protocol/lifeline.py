@@ -20,9 +20,15 @@ def hang_on_parent() -> None:
     descriptor = os.environ.pop(LIFELINE_VARIABLE, None)
     if descriptor is None:
         return
+    die_with_parent()
+    threading.Thread(target=_die_at_end_of_file, args=(int(descriptor),), name="lifeline", daemon=True).start()
+
+
+def die_with_parent() -> None:
+    """Ends this process with SIGKILL when the thread that started it ends, on Linux. Nothing tells of a parent that was
+    gone before the call."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    threading.Thread(target=_die_at_end_of_file, args=(int(descriptor),), name="lifeline", daemon=True).start()
 
 
 def _die_at_end_of_file(descriptor: int) -> None:

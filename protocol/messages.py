@@ -14,6 +14,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from protocol.metrics import EngineMetrics
+from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import SamplingParams, Seed, TokenId
 
 PROTOCOL_VERSION = 1
@@ -89,7 +90,15 @@ class Stop(Struct, tag=4, frozen=True, array_like=True, omit_defaults=True, gc=F
     pos: Annotated[int, Meta(ge=0, lt=2**31)]
 
 
-Command = Hello | Generate | Abort | Stop
+class Cancel(Struct, tag=5, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """Whoever holds this key wants the request no more, whichever frontend reads it. Its reader gets a Failed behind
+    the tokens that there are already."""
+
+    rid: RequestId
+    key: Digest = b""
+
+
+Command = Hello | Generate | Abort | Stop | Cancel
 
 
 # ---------------------------------------------------------------------------------------------------- events, up
@@ -179,7 +188,8 @@ class FirstToken(Struct, frozen=True, array_like=True, omit_defaults=True, gc=Fa
 
 class Delta(Struct, array_like=True, omit_defaults=True, gc=False):
     """Output tokens `pos`, `pos + 1`, … of one sequence. `finish` comes with the last token; `stop_token` is the id
-    from `stop_token_ids` that ended it (not set for the model's own end-of-sequence)."""
+    from `stop_token_ids` that ended it (not set for the model's own end-of-sequence). `prompt` is a portion of what
+    was asked for of the prompt: all portions come in order, on the first choice, before its first token."""
 
     handle: Handle
     pos: int
@@ -188,6 +198,7 @@ class Delta(Struct, array_like=True, omit_defaults=True, gc=False):
     stop_token: int | None = None
     first: FirstToken | None = None
     logprobs: list[TokenLogprobs] | None = None
+    prompt: PromptLogprobs | None = None
 
 
 class Load(Struct, array_like=True, omit_defaults=True, gc=False):
@@ -233,4 +244,13 @@ class Metrics(Struct, tag=23, frozen=True, array_like=True, omit_defaults=True, 
     metrics: EngineMetrics
 
 
-Event = Welcome | Accepted | Rejected | Step | Failed | Dying | Metrics
+class Cancelled(Struct, tag=24, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """Answer to Cancel, in the order in which they came. `found` is false for a request that is unknown, has ended, or
+    was made with another key."""
+
+    epoch: Epoch
+    rid: RequestId
+    found: bool
+
+
+Event = Welcome | Accepted | Rejected | Step | Failed | Dying | Metrics | Cancelled

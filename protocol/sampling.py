@@ -14,6 +14,9 @@ MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKEN_IDS = 64
 MAX_BAD_WORDS = 64
 MAX_GRAMMAR_SIZE = 64 << 10  # bytes of UTF-8
+# Where JSON allows whitespace, a grammar for it allows a blank, or a new line with its indentation, once: with any
+# amount a model could write blanks to the end of its context. llguidance's `whitespace_pattern`.
+JSON_WHITESPACE = r"[ \t]|\n[ \t]{0,16}"
 
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -32,10 +35,12 @@ class GrammarKind(IntEnum):
 
 
 class Grammar(Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """What the output must be a sentence of, from its first token to its last."""
+    """What the output must be a sentence of, from its first token to its last. `param` is the field of the client's
+    request that it was made of, for a refusal to name."""
 
     kind: GrammarKind
     text: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_SIZE)]
+    param: Annotated[str, Meta(max_length=64)] = "structured_outputs"
 
 
 class SamplingParams(Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):

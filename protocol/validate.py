@@ -2,9 +2,10 @@
 again before it queues: the same function, so neither trusts the other."""
 
 from protocol.messages import Generate, Limits, ModelCard
-from protocol.sampling import SamplingParams
+from protocol.sampling import MAX_GRAMMAR_SIZE, Grammar, SamplingParams
 
 MAX_TOTAL_TOKENS = 65_536  # sum of max_tokens over the sequences of one request
+MAX_PROMPT_LOGPROBS = 1 << 22  # of one request, told for each of its sequences: some 50 MB on either side of the wire
 
 
 class InvalidRequest(ValueError):
@@ -32,6 +33,7 @@ def check(request: Generate, card: ModelCard, limits: Limits) -> None:
         handles.add(sequence.handle)
     if len(handles) != len(request.sequences):
         raise InvalidRequest("two sequences share a handle", "n")
+    check_prompt_logprobs(request)
 
 
 def room(card: ModelCard, limits: Limits) -> int:
@@ -61,14 +63,26 @@ def check_room(request: Generate, card: ModelCard, limits: Limits) -> None:
         )
 
 
+def check_prompt_logprobs(request: Generate) -> None:
+    """They are as many as the prompts' tokens times what is asked for of each."""
+    top = request.sampling.prompt_logprobs
+    if top is None:
+        return
+    total = (1 + top) * sum(len(request.prompts[sequence.prompt]) for sequence in request.sequences)
+    if total > MAX_PROMPT_LOGPROBS:
+        raise InvalidRequest(
+            f"The log probabilities of all prompts and choices are {total} with {top} alternatives for each token, at "
+            f"most {MAX_PROMPT_LOGPROBS}.",
+            "prompt_logprobs",
+        )
+
+
 def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     """Token ids within the vocabulary, and limits that do not contradict each other."""
     if sampling.min_tokens > sampling.max_tokens:
         raise InvalidRequest(
             f"min_tokens {sampling.min_tokens} is above max_tokens {sampling.max_tokens}", "min_tokens"
         )
-    if sampling.prompt_logprobs is not None:
-        raise InvalidRequest("prompt_logprobs is not supported yet", "prompt_logprobs", "unsupported_parameter")
     named = {
         "stop_token_ids": sampling.stop_token_ids,
         "logit_bias": [token for token, _ in sampling.logit_bias],
@@ -82,3 +96,15 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
         raise InvalidRequest("allowed_token_ids is empty: no token could be chosen", "allowed_token_ids")
     if any(not word for word in sampling.bad_words):
         raise InvalidRequest("a bad word is empty", "bad_words")
+    if sampling.grammar is not None:
+        check_grammar(sampling.grammar)
+
+
+def check_grammar(grammar: Grammar) -> None:
+    """Its size. Whether it can be compiled is the engine's to find out."""
+    try:
+        size = len(grammar.text.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest("The grammar holds half of a surrogate pair.", grammar.param) from None
+    if size > MAX_GRAMMAR_SIZE:
+        raise InvalidRequest(f"The grammar has {size} bytes, at most {MAX_GRAMMAR_SIZE}.", grammar.param)

@@ -1,8 +1,9 @@
 """A real engine core on a made-up device: every part but the model is the one that serves."""
 
+import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,8 @@ from engine_core.scheduler import Sampled, Scheduler
 from engine_core.stats import Stats
 from protocol import messages as wire
 from protocol.channel import EngineChannel
+from protocol.prompt_logprobs import PromptLogprobs
+from protocol.sampling import SamplingParams
 
 DEADLINE_S = 10.0
 
@@ -22,6 +25,26 @@ DEADLINE_S = 10.0
 def echo(request: Request) -> int:
     """Gives the prompt back, over and over."""
     return request.tokens[request.out_len % request.prompt_len]
+
+
+def made_up_scores(tokens: Sequence[int], positions: range, sampling: SamplingParams) -> list[PromptLogprobs]:
+    """Of a prompt's positions: of each, its number tells the log probability and the rank; the alternatives are the
+    ids from the token's own on, each less likely than the one before by one. In portions of ten."""
+    top = sampling.prompt_logprobs or 0
+    portions = []
+    for first in range(positions.start, positions.stop, 10):
+        some = range(first, min(first + 10, positions.stop))
+        portions.append(
+            PromptLogprobs(
+                first,
+                top,
+                struct.pack(f"<{len(some)}d", *(-position / 8 for position in some)),
+                struct.pack(f"<{len(some)}I", *some),
+                b"".join(struct.pack(f"<{top}I", *range(tokens[at], tokens[at] + top)) for at in some),
+                b"".join(struct.pack(f"<{top}d", *(-at / 8 - place for place in range(top))) for at in some),
+            )
+        )
+    return portions
 
 
 class MadeUpDevice:
@@ -42,6 +65,8 @@ class MadeUpDevice:
         if self.step_s:
             time.sleep(self.step_s)  # the device's own time, not a wait for a state
         self.steps += 1
+        for row in pending.scoring:
+            row.prompt_logprobs += made_up_scores(row.request.tokens, row.targets, row.request.sampling)
         return [Sampled(self.token_of(request)) for request in pending.sampling]
 
 

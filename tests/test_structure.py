@@ -18,7 +18,7 @@ MAX_FUNCTION_LINES = 60
 ALLOWED = {
     "protocol": {"msgspec", "zmq"},
     "api_server": {"protocol", "msgspec", "starlette", "uvicorn", "tokenizers", "jinja2", "prometheus_client"},
-    "engine_core": {"protocol", "msgspec", "numpy", "torch", "transformers", "tokenizers", "safetensors"},
+    "engine_core": {"protocol", "msgspec", "numpy", "torch", "transformers", "tokenizers", "safetensors", "llguidance"},
     "deploy": {"protocol", "msgspec", "uvicorn_worker", "gunicorn"},
 }
 # Policy without I/O: plain classes fed with events and a clock, fit for a deterministic simulation.
@@ -26,15 +26,19 @@ PURE = (
     "api_server/detokenize.py",
     "api_server/stop.py",
     "api_server/text.py",
+    *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("api_server/parsing/*.py"))),
     "engine_core/batch.py",
     "engine_core/cache/blocks.py",
     "engine_core/cache/prefix.py",
     "engine_core/delivery.py",
+    "engine_core/grammar/admission.py",
+    "engine_core/grammar/pool.py",
     "engine_core/request.py",
     "engine_core/scheduler.py",
     "engine_core/stats.py",
     "protocol/messages.py",
     "protocol/metrics.py",
+    "protocol/prompt_logprobs.py",
     "protocol/sampling.py",
     "protocol/validate.py",
 )

@@ -4,6 +4,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from api_server.body import read_body
+from api_server.form import accepted_form
 from api_server.frontend import frontend
 from api_server.render.completion import CompletionRenderer
 from api_server.reply import reply
@@ -12,6 +13,8 @@ from api_server.schema.requests import CompletionRequest
 
 
 async def completions(request: Request) -> ASGIApp:
+    """OpenAI's completions, with vLLM's extensions."""
     body = decode(await read_body(request), CompletionRequest)
     job = await (await frontend(request).admission()).completion(body)
-    return await reply(request, job, CompletionRenderer(job))
+    form = accepted_form(request)
+    return await reply(request, job, CompletionRenderer(job, form.framing), form)

@@ -11,10 +11,12 @@ from protocol.messages import ModelCard
 
 
 async def list_models(request: Request) -> Response:
+    """The model that is served."""
     return JsonResponse(ModelList([_model(await _card(request))]))
 
 
 async def retrieve_model(request: Request) -> Response:
+    """One model by its name."""
     card = await _card(request)
     if (wanted := request.path_params["id"]) != card.name:
         raise ApiError("model_not_found", f"The model `{wanted}` does not exist.", "model")

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from api_server.frontend import Frontend, frontend
 from api_server.metrics import CONTENT_TYPE
 from api_server.respond import JsonResponse
+from api_server.schema.health import Alive, EngineHealth, Health, Versions
 from protocol.messages import PROTOCOL_VERSION
 from protocol.version import own_version
 
@@ -16,11 +17,12 @@ _UNAVAILABLE = 503
 
 async def livez(request: Request) -> Response:
     """This process's loop turns. A restart of it would not mend an engine, so the engine does not matter here."""
-    return JsonResponse({"status": "ok"})
+    return JsonResponse(Alive())
 
 
 async def readyz(request: Request) -> Response:
-    """200 if a request sent now would be generated."""
+    """200 if a request sent now would be generated. It is answered from what this process knows; `?deep=1` generates
+    one token through the real queue."""
     front = frontend(request)
     status = _status(front)
     deep = request.query_params.get("deep", "0") not in ("", "0")
@@ -30,17 +32,19 @@ async def readyz(request: Request) -> Response:
 
 
 async def startupz(request: Request) -> Response:
-    """200 from when the model is loaded for the first time."""
+    """200 from when the model was loaded for the first time."""
     front = frontend(request)
     loaded = front.engine.card is not None
     return JsonResponse(_health(front, "ok" if loaded else "loading"), _OK if loaded else _UNAVAILABLE)
 
 
 async def version(request: Request) -> Response:
-    return JsonResponse({"version": own_version(), "protocol_version": PROTOCOL_VERSION})
+    """Which version this is."""
+    return JsonResponse(Versions(own_version(), PROTOCOL_VERSION))
 
 
 async def metrics(request: Request) -> Response:
+    """Metrics of the engine and of this server, as Prometheus text."""
     return Response(frontend(request).metrics.text(), media_type=CONTENT_TYPE)
 
 
@@ -52,17 +56,17 @@ def _status(front: Frontend) -> str:
     return "loading" if front.engine.card is None else "engine " + front.engine.state
 
 
-def _health(front: Frontend, status: str) -> dict[str, object]:
+def _health(front: Frontend, status: str) -> Health:
     engine = front.engine
-    return {
-        "status": status,
-        "engine": {
-            "state": engine.state,
-            "epoch": engine.epoch,
-            "heartbeat_age_s": round(engine.heartbeat_age_s, 3),
-            "last_step_age_s": round(engine.last_step_age_s, 3),
-            "running": engine.load.running,
-            "waiting": engine.load.waiting,
-        },
-        "draining": front.draining,
-    }
+    return Health(
+        status,
+        EngineHealth(
+            engine.state,
+            engine.epoch,
+            round(engine.heartbeat_age_s, 3),
+            round(engine.last_step_age_s, 3),
+            engine.load.running,
+            engine.load.waiting,
+        ),
+        front.draining,
+    )

@@ -5,6 +5,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from api_server.body import read_body
+from api_server.form import accepted_form
 from api_server.frontend import frontend
 from api_server.render.plain import StreamRenderer
 from api_server.reply import reply
@@ -13,15 +14,16 @@ from api_server.schema.requests import PlainRequest
 
 
 async def completions_stream(request: Request) -> ASGIApp:
-    """Streams unless the body says otherwise."""
+    """Generates from one prompt, as text alone. It streams unless the body says otherwise."""
     body = decode(await read_body(request), PlainRequest)
     job = await (await frontend(request).admission()).stream(body)
-    return await reply(request, job, StreamRenderer(job))
+    form = accepted_form(request)
+    return await reply(request, job, StreamRenderer(job, framing=form.framing), form)
 
 
 async def completions_events(request: Request) -> ASGIApp:
-    """Generates once. An EventSource reconnects by itself after every end, and says then what it saw last: it must not
-    get a second answer, so it is told (204) to stop asking."""
+    """Streams a completion to a browser's EventSource. It generates once: an EventSource reconnects by itself after
+    every end, and says then what it saw last. It must not get a second answer, so it is told (204) to stop asking."""
     if "last-event-id" in request.headers:
         return Response(status_code=204)
     body = decode_query(request.query_params, PlainRequest)

@@ -14,6 +14,7 @@ from api_server.schema.responses import Detokenized, Tokenized
 
 
 async def tokenize(request: Request) -> Response:
+    """Token ids of a text, or of messages as the chat route would see them."""
     body = decode(await read_body(request), TokenizeRequest)
     admission = await frontend(request).admission()
     tokens = await admission.tokenize(body)
@@ -22,10 +23,11 @@ async def tokenize(request: Request) -> Response:
 
 
 async def detokenize(request: Request) -> Response:
+    """The text of token ids."""
     body = decode(await read_body(request), DetokenizeRequest)
     admission = await frontend(request).admission()
     admission.check_model(body.model)
-    highest = max(body.tokens, default=0)
+    highest = await off_loop(len(body.tokens), lambda: max(body.tokens, default=0))
     if highest >= admission.card.vocab_size:
         message = f"token id {highest} is not below the vocabulary size {admission.card.vocab_size}"
         raise ApiError("invalid_request_error", message, "tokens")

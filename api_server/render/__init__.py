@@ -1,5 +1,6 @@
 """From pieces of text to the bytes of a response: one renderer per wire shape, all with the same four methods."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from api_server.schema.responses import Usage
@@ -22,6 +23,7 @@ class Renderer(Protocol):
         """What follows the last chunk."""
         ...
 
-    def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
-        """The body of a response that does not stream, from one joined piece per sequence, by index."""
+    def whole(self, pieces: list[Piece], usage: Usage) -> bytes | Iterator[bytes]:
+        """The body of a response that does not stream, from one joined piece per sequence, by index. One that may be
+        long comes in parts, which are made as they are asked for."""
         ...

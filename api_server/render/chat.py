@@ -1,22 +1,42 @@
 """Chat completions: `chat.completion.chunk` objects, and the `chat.completion` object."""
 
+from collections.abc import Iterator
 from typing import Final
 
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from api_server.job import Job
-from api_server.render.frame import FINISH_JSON, SSE, ChunkTemplate, Framing, finish_name, to_json
+from api_server.parsing import Said
+from api_server.render.calls import call_deltas, chat_finish_name, whole_call
+from api_server.render.frame import SSE, ChunkTemplate, Framing, finish_name, to_json
 from api_server.render.logprobs import chat_logprobs
-from api_server.schema.responses import AssistantMessage, ChatChoice, ChatCompletion, Usage
+from api_server.render.long import LongLists
+from api_server.render.prompt import long_prompt_logprobs, slices
+from api_server.render.reading import Reading
+from api_server.schema.responses import (
+    AssistantMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatFinishName,
+    CompletionTokensDetails,
+    Usage,
+)
 from api_server.text import Piece
 
 ROLE: Final = b'{"role":"assistant","content":""}'
-PLAIN_END: Final = b'},"logprobs":null,"finish_reason":null}'
+NOTHING: Final = b"{}"
+PLAIN_MEMBERS: Final = b',"logprobs":null,"finish_reason":null'
+PLAIN_END: Final = b"}" + PLAIN_MEMBERS + b"}"
 
 
 class ChatRenderer:
     """A choice's first chunk gives its role and comes with its first token, so that the time to the first event is the
-    time to the first token. The finish reason rides on the chunk of the last token."""
+    time to the first token. The finish reason rides on the chunk of the last token. Used once.
+
+    Where the job has a reader, reasoning, content and each call are told in chunks of their own; log probabilities and
+    token ids come with the last chunk of a piece, also if the text of its tokens is held back.
+    """
 
     def __init__(self, job: Job, framing: Framing = SSE) -> None:
         self._job: Final = job
@@ -26,74 +46,136 @@ class ChatRenderer:
         self._plain_open: Final = opens
         self._plain_close: Final = PLAIN_END + self._template.plain_close
         self._unopened: Final = set(range(job.submission.n))
-        self._bare: Final = not (job.return_token_ids or job.continuous_usage)  # text is all that a chunk can carry
+        self._readings: Final = [] if job.reader is None else [Reading(job.reader()) for _ in opens]
+        # Text is all that a chunk can carry.
+        self._bare: Final = not (job.return_token_ids or job.continuous_usage or self._readings)
 
     def head(self) -> bytes:
         return b""
 
     def chunk(self, piece: Piece, usage: Usage | None) -> bytes:
         opening = self._opening(piece, usage) if piece.index in self._unopened else b""
+        if piece.prompt_logprobs:
+            return opening or self._continued(piece, usage)
         text = piece.text
         if self._bare and piece.finish is None and piece.logprobs is None:
             return opening + self._plain_open[piece.index] + to_json(text) + self._plain_close if text else opening
+        *early, last = self._deltas(piece)
+        usage = usage and self._detailed(usage)
+        told = [self._choice(piece.index, delta, PLAIN_MEMBERS) + self._template.close(usage) for delta in early]
         tokens = piece.tokens if self._job.return_token_ids else None
-        if not text and piece.finish is None and piece.logprobs is None and tokens is None:
+        if last == NOTHING and piece.finish is None and piece.logprobs is None and tokens is None:
             return opening
         members = b',"logprobs":%b,"finish_reason":%b' % (
             to_json(chat_logprobs(piece, self._job.vocabulary)),
-            b"null" if piece.finish is None else FINISH_JSON[piece.finish],
+            b"null" if piece.finish is None else to_json(self._finish_name(piece)),
         )
         if piece.finish is not None:
             members += b',"stop_reason":' + to_json(piece.stop_reason)
         if tokens is not None:
             members += b',"token_ids":' + to_json(tokens)
-        delta = b'{"content":%b}' % to_json(text) if text else b"{}"
-        return opening + self._choice(piece.index, delta, members) + self._template.close(usage)
+        told.append(self._choice(piece.index, last, members) + self._template.close(usage))
+        return opening + b"".join(told)
 
     def tail(self, usage: Usage) -> bytes:
-        return self._template.tail(usage if self._job.include_usage else None)
+        return self._template.tail(self._detailed(usage) if self._job.include_usage else None)
 
-    def whole(self, pieces: list[Piece], usage: Usage) -> bytes:
-        job = self._job
+    def whole(self, pieces: list[Piece], usage: Usage) -> bytes | Iterator[bytes]:
+        job, lists = self._job, LongLists()
         choices = [
             ChatChoice(
                 piece.index,
-                AssistantMessage("assistant", self._echo + piece.text),
+                self._message(piece),
                 chat_logprobs(piece, job.vocabulary),
-                finish_name(piece),
+                self._finish_name(piece),
                 piece.stop_reason,
                 piece.tokens if job.return_token_ids else UNSET,
             )
             for piece in pieces
         ]
-        return to_json(
-            ChatCompletion(
-                job.submission.rid,
-                "chat.completion",
-                job.created,
-                job.model,
-                job.fingerprint,
-                choices,
-                usage,
-                job.submission.prompts[0] if job.return_token_ids else UNSET,
-            )
+        whole = ChatCompletion(
+            job.submission.rid,
+            "chat.completion",
+            job.created,
+            job.model,
+            job.fingerprint,
+            choices,
+            self._detailed(usage),
+            job.submission.prompts[0] if job.return_token_ids else UNSET,
         )
+        if job.prompt_logprobs is None:
+            return to_json(whole)
+        parts = long_prompt_logprobs(job, slices(job, 0, pieces[0].prompt_logprobs))
+        return lists.body(replace(whole, prompt_logprobs=lists.add(parts)))
 
     def _opening(self, piece: Piece, usage: Usage | None) -> bytes:
-        """The role chunk, from before the piece's tokens; the first of a stream also has the prompt's token ids."""
+        """The role chunk, from before the piece's tokens; the first of a stream also has the prompt's token ids and the
+        beginning of its log probabilities."""
         index = piece.index
-        usage = usage and usage.before(len(piece.tokens))
+        usage = usage and self._detailed(usage.before(len(piece.tokens)))
         first = len(self._unopened) == self._job.submission.n
         self._unopened.discard(index)
-        members = b',"logprobs":null,"finish_reason":null'
         extra = b""
         if first and self._job.return_token_ids:
             extra = b',"prompt_token_ids":' + to_json(self._job.submission.prompts[0])
-        opening = self._choice(index, ROLE, members) + self._template.close(usage, extra)
+        if first and self._job.prompt_logprobs is not None:
+            extra += self._prompt_logprobs(piece)
+        opening = self._choice(index, ROLE, PLAIN_MEMBERS) + self._template.close(usage, extra)
         if self._echo:
             echo = b'{"content":%b}' % to_json(self._echo)
-            opening += self._choice(index, echo, members) + self._template.close(usage)
+            opening += self._choice(index, echo, PLAIN_MEMBERS) + self._template.close(usage)
         return opening
+
+    def _continued(self, piece: Piece, usage: Usage | None) -> bytes:
+        """More of the prompt's log probabilities."""
+        extra = self._prompt_logprobs(piece)
+        return self._choice(piece.index, NOTHING, PLAIN_MEMBERS) + self._template.close(
+            usage and self._detailed(usage), extra
+        )
+
+    def _prompt_logprobs(self, piece: Piece) -> bytes:
+        parts = long_prompt_logprobs(self._job, slices(self._job, 0, piece.prompt_logprobs))
+        return b',"prompt_logprobs":[%b]' % b",".join(parts)
+
+    def _deltas(self, piece: Piece) -> list[bytes]:
+        """What is new in the piece; nothing is a delta, too."""
+        if not self._readings:
+            return [b'{"content":%b}' % to_json(text) if (text := piece.text) else NOTHING]
+        said = self._readings[piece.index].hear(piece)
+        deltas = []
+        if said.reasoning:
+            deltas.append(b'{"reasoning_content":%b}' % to_json(said.reasoning))
+        if said.content:
+            deltas.append(b'{"content":%b}' % to_json(said.content))
+        for call in said.calls:
+            deltas += call_deltas(call, piece.index, self._job)
+        return deltas or [NOTHING]
+
+    def _message(self, piece: Piece) -> AssistantMessage:
+        """All of a choice."""
+        job = self._job
+        said = self._readings[piece.index].hear(piece) if self._readings else Said(piece.text)
+        content = self._echo + said.content
+        calls = [whole_call(call, piece.index, job) for call in said.calls]
+        return AssistantMessage(
+            "assistant",
+            None if (calls or said.reasoning) and not content else content,
+            reasoning_content=said.reasoning or UNSET,
+            tool_calls=calls if calls and not job.legacy_calls else UNSET,
+            function_call=calls[0].function if calls and job.legacy_calls else UNSET,
+        )
+
+    def _finish_name(self, piece: Piece) -> ChatFinishName:
+        if piece.finish is None or not self._readings:
+            return finish_name(piece)
+        return chat_finish_name(piece.finish, self._readings[piece.index].calls, self._job)
+
+    def _detailed(self, usage: Usage) -> Usage:
+        """With the tokens that went into reasoning, where there can be some."""
+        if not self._readings:
+            return usage
+        tokens = sum(reading.reasoning_tokens for reading in self._readings)
+        return replace(usage, completion_tokens_details=CompletionTokensDetails(tokens))
 
     def _choice(self, index: int, delta: bytes, members: bytes) -> bytes:
         return self._template.open + b'{"index":%d,"delta":%b%b}' % (index, delta, members)

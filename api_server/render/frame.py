@@ -21,6 +21,7 @@ class Framing(NamedTuple):
 
 
 SSE: Final = Framing(b"data: ", b"\n\n", b"data: [DONE]\n\n")
+NDJSON: Final = Framing(b"", b"\n", b"")
 
 FINISH_NAMES: Final[dict[FinishReason, FinishName]] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 FINISH_JSON: Final = {reason: to_json(name) for reason, name in FINISH_NAMES.items()}

@@ -1,5 +1,7 @@
-"""Log probabilities in OpenAI's two shapes. JSON has no infinity, so -9999 stands for minus infinity, as in vLLM."""
+"""Log probabilities of outputs in OpenAI's two shapes. JSON has no infinity, so -9999 stands for minus infinity, as in
+vLLM."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from api_server.detokenize import Vocabulary
@@ -25,28 +27,43 @@ def completion_logprobs(piece: Piece, vocabulary: Vocabulary, base: int) -> Comp
     """The shape of completions. `base` is the length of the text before the output's own (echo), in characters."""
     if piece.logprobs is None or piece.offsets is None:
         return None
-    rendered = CompletionLogprobs([base + offset for offset in piece.offsets], [], [], [])
-    for token, entry in zip(piece.tokens, piece.logprobs, strict=True):
-        text = _text(vocabulary.spell(token))
-        chosen = max(entry.logprob, LOWEST)
-        rendered.tokens.append(text)
-        rendered.token_logprobs.append(chosen)
-        top: dict[str, float] = {}
-        for alternative, logprob in _alternatives(entry):
-            # Several tokens may look alike (parts of characters); the likeliest comes first and is kept.
-            top.setdefault(_text(vocabulary.spell(alternative)), logprob)
-        rendered.top_logprobs.append({text: chosen} | top if token not in entry.top_ids else top)
-    return rendered
+    return CompletionLogprobs(
+        [base + offset for offset in piece.offsets],
+        [reported(entry.logprob) for entry in piece.logprobs],
+        [name(vocabulary, token) for token in piece.tokens],
+        [
+            named_tops(vocabulary, token, entry.logprob, entry.top_ids, entry.top_logprobs)
+            for token, entry in zip(piece.tokens, piece.logprobs, strict=True)
+        ],
+    )
+
+
+def named_tops(
+    vocabulary: Vocabulary, token: int, logprob: float, top_ids: Sequence[int], top_logprobs: Sequence[float]
+) -> dict[str, float]:
+    """The alternatives of one position by what they say, the token itself among them."""
+    top: dict[str, float] = {} if token in top_ids else {name(vocabulary, token): reported(logprob)}
+    # Several tokens may look alike (parts of characters); the likeliest comes first and is kept.
+    found: dict[str, float] = {}
+    for alternative, likelihood in zip(top_ids, top_logprobs, strict=True):
+        found.setdefault(name(vocabulary, alternative), reported(likelihood))
+    return top | found
+
+
+def name(vocabulary: Vocabulary, token: int) -> str:
+    """What a token says by itself, special ones too."""
+    piece = vocabulary.piece(token)
+    return piece if isinstance(piece, str) else piece.decode(errors="replace")
+
+
+def reported(logprob: float) -> float:
+    return max(logprob, LOWEST)
 
 
 def _alternatives(entry: TokenLogprobs) -> list[tuple[int, float]]:
-    return [(token, max(logprob, LOWEST)) for token, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True)]
+    return list(zip(entry.top_ids, entry.top_logprobs, strict=True))
 
 
 def _named(vocabulary: Vocabulary, token: int, logprob: float) -> tuple[str, float, list[int]]:
-    data = vocabulary.spell(token)
-    return _text(data), max(logprob, LOWEST), list(data)
-
-
-def _text(data: bytes) -> str:
-    return data.decode(errors="replace")
+    piece = vocabulary.piece(token)
+    return name(vocabulary, token), reported(logprob), list(piece.encode() if isinstance(piece, str) else piece)

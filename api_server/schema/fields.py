@@ -13,6 +13,7 @@ MAX_BAD_WORDS = 32  # each may become two token sequences: at the start of a tex
 MAX_TIMEOUT_S = 86_400.0
 
 MaxTokens = Annotated[int, Meta(ge=1, lt=2**31)]
+EchoTokens = Annotated[int, Meta(ge=0, lt=2**31)]  # 0 is for an echo and nothing else
 MinTokens = Annotated[int, Meta(ge=0, lt=2**31)]
 Temperature = Annotated[float, Meta(ge=0.0, le=2.0)]
 TopP = Annotated[float, Meta(gt=0.0, le=1.0)]
@@ -28,7 +29,10 @@ TimeoutS = Annotated[float, Meta(gt=0.0, le=MAX_TIMEOUT_S)]
 StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 StopStrings = StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)]
 StopTokenIds = Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)]
-LogitBias = Annotated[dict[TokenId, Bias], Meta(max_length=MAX_LOGIT_BIAS)]
+LogitBias = Annotated[
+    dict[TokenId, Bias],
+    Meta(max_length=MAX_LOGIT_BIAS, extra_json_schema={"propertyNames": {"pattern": "^[0-9]+$"}}),
+]
 AllowedTokenIds = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_LOGIT_BIAS)]
 BadWord = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 BadWords = Annotated[list[BadWord], Meta(max_length=MAX_BAD_WORDS)]

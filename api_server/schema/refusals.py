@@ -20,45 +20,12 @@ def _resumable(field: Field) -> bool:
     return options is not None and bool(options.resumable)
 
 
-def _formatted(field: Field) -> bool:
-    wanted = field("response_format")
-    return wanted is not None and wanted.type != "text"
-
-
-def _forced(choice: str) -> Callable[[Field], bool]:
-    return lambda field: field(choice) not in (None, "none", "auto")
-
-
-def _offered(tools: str, choice: str) -> Callable[[Field], bool]:
-    return lambda field: bool(field(tools)) and field(choice) != "none"
-
-
 def _counted(field: Field) -> bool:
     options = field("stream_options")
     return options is not None and bool(options.include_usage or options.continuous_usage_stats)
 
 
 NOT_SERVED: Final = (
-    Refusal("tool_choice", "a tool can't be forced yet", _forced("tool_choice")),
-    Refusal("tools", "tools are not supported yet", _offered("tools", "tool_choice")),
-    Refusal("function_call", "a function can't be forced yet", _forced("function_call")),
-    Refusal("functions", "functions are not supported yet", _offered("functions", "function_call")),
-    Refusal("response_format", "only the format `text` is supported yet", _formatted),
-    Refusal(
-        "structured_outputs",
-        "structured outputs are not supported yet",
-        lambda field: field("structured_outputs") is not None,
-    ),
-    Refusal(
-        "prompt_logprobs",
-        "log probabilities of the prompt are not supported yet",
-        lambda field: field("prompt_logprobs") is not None,
-    ),
-    Refusal(
-        "logprobs",
-        "echo together with logprobs is not supported yet",
-        lambda field: field("echo") and field("logprobs") not in (None, False),
-    ),
     Refusal("suffix", "this model can't fill in the middle", lambda field: bool(field("suffix"))),
     Refusal("stream_options", "resumable streams are not supported yet", _resumable),
 )
@@ -77,6 +44,11 @@ NOT_ON_PLAIN_ROUTES: Final = (
         "logprobs",
         "this route has no log probabilities; use /v1/completions",
         lambda field: field("logprobs") not in (None, False),
+    ),
+    Refusal(
+        "prompt_logprobs",
+        "this route has no log probabilities; use /v1/completions",
+        lambda field: field("prompt_logprobs") is not None,
     ),
     Refusal("stream_options", "this route's events have no room for usage; use /v1/completions", _counted),
 )

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from api_server.schema import fields
+from api_server.schema.formats import Choices, GrammarText, ResponseFormat, Schema, StructuredOutputs
 from api_server.schema.messages import Anything, Messages, Scalars
+from api_server.schema.tools import FunctionChoice, Functions, ToolChoice, Tools
 from protocol.sampling import Seed, TokenId, TopLogprobs
 
 Prompt = str | list[TokenId]
@@ -17,10 +19,6 @@ class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     resumable: bool | None = None
-
-
-class ResponseFormat(Struct, frozen=True):
-    type: str
 
 
 class GenerationRequest(Struct, kw_only=True, frozen=True):
@@ -52,7 +50,11 @@ class GenerationRequest(Struct, kw_only=True, frozen=True):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
-    structured_outputs: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | GrammarText | None = None
+    guided_regex: GrammarText | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: GrammarText | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
     priority: fields.Priority | None = None
@@ -67,11 +69,11 @@ class ChatRequest(GenerationRequest, kw_only=True, frozen=True):
     max_completion_tokens: fields.MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
-    tools: list[Anything] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Anything] | None = None
-    function_call: str | dict[str, Any] | None = None
+    functions: Functions | None = None
+    function_call: FunctionChoice | None = None
     chat_template: Anything = None
     chat_template_kwargs: Scalars | None = None
     add_generation_prompt: bool | None = None
@@ -82,6 +84,7 @@ class CompletionRequest(GenerationRequest, kw_only=True, frozen=True):
     """POST /v1/completions."""
 
     prompt: Prompts
+    max_tokens: fields.EchoTokens | None = None
     logprobs: TopLogprobs | None = None
     suffix: str | None = None
 
@@ -105,7 +108,7 @@ class TokenizeRequest(Struct, kw_only=True, frozen=True):
     return_token_strs: bool | None = None
     chat_template: Anything = None
     chat_template_kwargs: Scalars | None = None
-    tools: list[Anything] | None = None
+    tools: Tools | None = None
 
 
 class DetokenizeRequest(Struct, kw_only=True, frozen=True):

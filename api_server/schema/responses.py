@@ -6,10 +6,18 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 FinishName = Literal["stop", "length"]
+# `function_call` is for requests with `functions`, as `tools` were called before.
+ChatFinishName = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class PromptTokensDetails(Struct, frozen=True):
     cached_tokens: int
+
+
+class CompletionTokensDetails(Struct, frozen=True):
+    """Of all choices' tokens, those up to the end of each one's reasoning."""
+
+    reasoning_tokens: int
 
 
 class Usage(Struct, frozen=True):
@@ -19,6 +27,7 @@ class Usage(Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
     def before(self, tokens: int) -> "Usage":
         """What it was so many output tokens ago."""
@@ -44,23 +53,57 @@ class ChatLogprobs(Struct, frozen=True):
 
 
 class CompletionLogprobs(Struct, frozen=True):
+    """Four lists with an entry per token. With `echo` they begin with the prompt's tokens, of which the first has no
+    log probability and no alternatives: there both lists have null."""
+
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class PromptTokenLogprob(Struct, frozen=True):
+    """`rank` is 1 for the likeliest token; equally likely ones share a rank."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+# Per token of a prompt, by token id: its own and the likeliest ones. The first token has none.
+PromptTokenLogprobs = list[dict[str, PromptTokenLogprob] | None]
+
+
+class CalledFunction(Struct, frozen=True):
+    """`arguments` is JSON text as the model wrote it. Whether it fits the function's schema is certain only for a call
+    that was forced."""
+
+    name: str
+    arguments: str
+
+
+class MadeToolCall(Struct, frozen=True):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
 
 
 class AssistantMessage(Struct, frozen=True):
+    """Content is null where there is none beside calls or reasoning."""
+
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[MadeToolCall] | UnsetType = UNSET
+    function_call: CalledFunction | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishName
+    finish_reason: ChatFinishName
     stop_reason: str | int | None
     token_ids: list[int] | UnsetType = UNSET
 
@@ -74,6 +117,7 @@ class ChatCompletion(Struct, frozen=True):
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptTokenLogprobs | UnsetType = UNSET
 
 
 class CompletionChoice(Struct, frozen=True):
@@ -84,6 +128,7 @@ class CompletionChoice(Struct, frozen=True):
     stop_reason: str | int | None
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptTokenLogprobs | UnsetType = UNSET
 
 
 class Completion(Struct, frozen=True):
@@ -115,6 +160,13 @@ class Streamed(Struct, frozen=True):
     text: str
     finish_reason: FinishName
     usage: Usage
+
+
+class CancelledRequest(Struct, frozen=True):
+    """POST /v1/requests/{id}/cancel."""
+
+    id: str
+    cancelled: Literal[True] = True
 
 
 class ModelObject(Struct, frozen=True):

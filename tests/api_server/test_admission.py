@@ -226,7 +226,13 @@ def test_bad_words_as_they_are_spelt_at_a_start_and_after_a_space() -> None:
 
 def test_salt_and_priority() -> None:
     job = chat(cache_salt="äb", priority=-3)
-    assert (job.submission.salt, job.submission.priority) == ("äb".encode(), -3)
+    assert job.submission.priority == -3
+    longest = [chat(cache_salt=first + "ä" * 127).submission.salt for first in "ab"]
+    salts = [job.submission.salt, *longest]
+    assert len(set(salts)) == 3
+    assert all(0 < len(salt) <= 64 for salt in salts), "the wire takes no more"
+    assert chat(cache_salt="äb").submission.salt == salts[0]
+    assert chat().submission.salt == b""
 
 
 def test_stop_as_string_and_as_list() -> None:
@@ -276,7 +282,9 @@ def test_requests_bring_no_template() -> None:
     assert chat(chat_template=None).model == "tiny"
 
 
-@pytest.mark.parametrize(("field", "value"), [("n", 2), ("echo", True), ("logprobs", 2), ("logprobs", True)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("n", 2), ("echo", True), ("logprobs", 2), ("logprobs", True), ("prompt_logprobs", 0)]
+)
 @pytest.mark.parametrize("admit", [generate, stream])
 def test_the_plain_routes_refuse_what_their_events_have_no_room_for(admit: Any, field: str, value: object) -> None:
     error = refused(admit, **{field: value})

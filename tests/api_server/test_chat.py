@@ -97,8 +97,9 @@ def test_all_text_of_a_conversation_has_its_weight() -> None:
         {"role": "assistant", "function_call": call["function"]},
     ]
     for text in texts:
-        assert 1000 < weight(messages(text)) < 1300
-    assert weight(messages(*texts)) == sum(weight(messages(text)) for text in texts)
+        assert 1000 < weight(messages(text), 10_000) < 1300
+    assert weight(messages(*texts), 10_000) == sum(weight(messages(text), 10_000) for text in texts)
+    assert 2500 < weight(messages(*texts), 2500) < 4000  # more than enough, and no further
 
 
 def test_arguments_of_calls_must_be_json() -> None:

@@ -27,6 +27,8 @@ def test_texts_become_values() -> None:
             "TOKENWIRE_STALL_TIMEOUT": "2.5",
             "TOKENWIRE_MAX_BODY_SIZE": "2097152",
             "TOKENWIRE_HEALTH_ONLY": "true",
+            "TOKENWIRE_TOOL_CALL_PARSER": "hermes",
+            "TOKENWIRE_REASONING_PARSER": "none",
             "TOKENWIRE_METRICS_KEY": "",
             "TOKENWIRE_MODEL": "the engine's",
             "HOME": "/",
@@ -35,6 +37,7 @@ def test_texts_become_values() -> None:
     assert config.api_keys == ("a", "b")
     assert (config.port, config.stall_timeout_s, config.max_body_size) == (81, 2.5, 2 << 20)
     assert config.health_only
+    assert (config.tool_call_parser, config.reasoning_parser) == ("hermes", "none")
     assert config.metrics_key is None
 
 
@@ -47,6 +50,8 @@ def test_texts_become_values() -> None:
         ("TOKENWIRE_KEEPALIVE_INTERVAL", "nan"),
         ("TOKENWIRE_MAX_BODY_SIZE", "4M"),
         ("TOKENWIRE_LOG_FORMAT", "xml"),
+        ("TOKENWIRE_TOOL_CALL_PARSER", "xml"),
+        ("TOKENWIRE_REASONING_PARSER", "hermes"),
         ("TOKENWIRE_ENGINE", "ipc:///a,ipc:///b"),
         ("TOKENWIRE_ENGINE", "/run/e.sock"),
         ("TOKENWIRE_ENGINE", "tcp://127.0.0.1:5"),

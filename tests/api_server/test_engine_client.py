@@ -235,3 +235,84 @@ def test_positions_that_overlap_are_cut_and_gaps_end_the_request() -> None:
             await stream.take()
 
     asyncio.run(scenario())
+
+
+# ---------------------------------------------------------------------------------------------------- cancel
+
+
+async def test_a_request_of_another_frontend_is_cancelled_with_its_key_alone(endpoint: str) -> None:
+    with MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.002)) as engine:
+        async with connected(endpoint) as reader, connected(endpoint) as other:
+            with await reader.submit(Asked(sampling=ENDLESS, n=2), b"key") as stream:
+                await stream.take()
+                assert not await other.cancel("r1", b"another key")
+                assert not await other.cancel("r2", b"key")
+                assert await other.cancel("r1", b"key")
+                with pytest.raises(ApiError) as caught:
+                    await read_on(stream)
+                assert (caught.value.code, caught.value.status) == ("request_cancelled", 499)
+                assert not await other.cancel("r1", b"key")
+            await until(lambda: engine.scheduler.idle and engine.scheduler.pool.used == 0)
+
+
+async def test_what_waits_to_be_accepted_can_be_cancelled(endpoint: str) -> None:
+    device = MadeUpDevice()
+    with MadeUpEngine(endpoint, device=device):
+        async with connected(endpoint) as client:
+            with await client.submit(Asked(rid="busy", sampling=ENDLESS)):
+                device.gate.clear()
+                submitting = asyncio.create_task(client.submit(Asked(rid="r2", sampling=ENDLESS)))
+                await asyncio.sleep(0)
+                cancelling = asyncio.create_task(client.cancel("r2", b""))
+                await asyncio.sleep(0)
+                device.gate.set()
+                assert await cancelling
+                with pytest.raises(ApiError, match="cancelled"), await submitting as stream:
+                    await read_on(stream)
+
+
+async def test_several_that_ask_for_one_id_get_each_its_own_answer(endpoint: str) -> None:
+    with MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.002)):
+        async with connected(endpoint) as client:
+            with await client.submit(Asked(sampling=ENDLESS), b"key"):
+                keys = [b"", b"key", b"key", b"other"]
+                assert await asyncio.gather(*(client.cancel("r1", key) for key in keys)) == [False, True, False, False]
+            assert client._cancels == {}
+
+
+async def test_an_engine_that_gives_no_answer_is_not_waited_for(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api_server.engine_client.CANCEL_WAIT_S", 0.1)
+    device = MadeUpDevice()
+    device.gate.clear()  # before the request is there: its first step is what holds up the engine
+    with MadeUpEngine(endpoint, device=device):
+        async with connected(endpoint) as client:
+            with await client.submit(Asked(sampling=ENDLESS)) as stream:
+                with pytest.raises(ApiError) as caught:
+                    await client.cancel("r1", b"")
+                assert (caught.value.code, caught.value.status) == ("engine_restarting", 503)
+                later = asyncio.create_task(client.cancel("unknown", b""))
+                device.gate.set()
+                with pytest.raises(ApiError, match="cancelled"):  # it counted all the same
+                    await read_on(stream)
+                assert not await later
+                await until(lambda: client._cancels == {})
+
+
+async def test_without_an_engine_there_is_nothing_to_cancel(endpoint: str) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        with MadeUpEngine(endpoint, device=MadeUpDevice()) as engine:
+            async with connected(endpoint) as client:
+                engine.device.gate.clear()
+                with await client.submit(Asked(sampling=ENDLESS)):
+                    cancelling = asyncio.create_task(client.cancel("r1", b""))
+                    await asyncio.sleep(0)
+                    await asyncio.to_thread(engine.kill)
+                with pytest.raises(ApiError) as caught:
+                    await cancelling
+                assert caught.value.code == "engine_restarting"
+                with pytest.raises(ApiError) as caught:
+                    await client.cancel("r1", b"")
+                assert caught.value.status == 503
+                with MadeUpEngine(endpoint, epoch=2):
+                    await client.wait_ready(DEADLINE_S)
+                    assert not await client.cancel("r1", b"")  # its answer is not taken for that of the dead engine

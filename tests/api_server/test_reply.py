@@ -12,12 +12,14 @@ from starlette.requests import Request
 from api_server.app import create_app
 from api_server.config import Config
 from api_server.deadline import Deadline
+from api_server.errors import ApiError
 from api_server.job import Job
 from api_server.render.chat import ChatRenderer
 from api_server.reply import Chunks, reply
 from api_server.submission import Submission
 from protocol.messages import Delta, FinishReason
 from tests.api_server.vocabularies import byte_level, deltas, job
+from tests.fakes import made_up_scores
 
 TOKENIZER = byte_level()
 TOKENS = TOKENIZER.encode("Hello world", add_special_tokens=False).ids
@@ -107,3 +109,25 @@ async def test_chunks_that_came_together_count_up_and_openings_count_nothing_of_
     events = await chunks_of(work, news)
     assert [event["usage"]["completion_tokens"] for event in events] == [0, 2, 2, 4, 4]
     assert all(event["usage"]["total_tokens"] == event["usage"]["completion_tokens"] + 1 for event in events)
+
+
+@pytest.mark.anyio
+async def test_what_is_told_of_the_prompt_is_no_first_token() -> None:
+    work = job(TOKENIZER, [[5, 6]], prompt_logprobs=0)
+    (portion,) = made_up_scores([5, 6], range(1, 2), work.submission.sampling)
+    stream: Any = Held([(0, Delta(0, 0, [], prompt=portion))])
+    chunks = Chunks(stream, work, ChatRenderer(work), Deadline(0.05, 60))
+    assert b'"prompt_logprobs":[null,{"6":' in await anext(chunks)
+    with pytest.raises(ApiError, match="first token"):
+        await anext(chunks)
+
+
+@pytest.mark.anyio
+async def test_a_first_token_behind_the_prompt_s_last_portion_is_one() -> None:
+    work = job(TOKENIZER, [[5, 6]], prompt_logprobs=0)
+    (portion,) = made_up_scores([5, 6], range(1, 2), work.submission.sampling)
+    stream: Any = Held([(0, Delta(0, 0, [], prompt=portion)), (0, Delta(0, 0, [7]))])
+    chunks = Chunks(stream, work, ChatRenderer(work), Deadline(0.05, 0.2))
+    await anext(chunks)
+    with pytest.raises(ApiError, match="answer took longer"):
+        await anext(chunks)

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from api_server.app import create_app
 from api_server.config import Config
-from api_server.routes import API, HEALTH
+from api_server.routes import API, HEALTH, PAGES
 from api_server.sse import EventStream
 from tests.api_server.live import NOWHERE, BareClient, LiveServer, endpoint, until
 
@@ -203,7 +203,7 @@ def test_no_get_that_generates_answers_head() -> None:
     app = create_app(Config(engine=NOWHERE))
     methods = {(route.path, method) for route in app.routes for method in getattr(route, "methods", ())}  # type: ignore[attr-defined]
     assert ("/v1/completions/stream", "HEAD") not in methods
-    assert methods == {(each.path, method) for each in (*HEALTH, *API) for method in each.methods}
+    assert methods == {(each.path, method) for each in (*HEALTH, *API, *PAGES) for method in each.methods}
 
 
 # ---------------------------------------------------------------------------------------------------- the way out

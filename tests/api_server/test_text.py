@@ -54,6 +54,14 @@ def test_the_end_of_sequence_is_text_if_stops_are_to_be_included() -> None:
     assert whole(tokens, finish=FinishReason.STOP, include_stop=True).text == "the end"
 
 
+@pytest.mark.parametrize("cuts", [(), range(100)])
+def test_an_output_that_is_complete_by_its_grammar_ends_with_text(cuts: Sequence[int]) -> None:
+    parts = deltas(encode("the end"), list(cuts), finish=FinishReason.STOP)
+    assert "".join(piece.text for piece in pieces_of(parts)) == "the end"
+    late = [*deltas(encode("the end")), Delta(0, len(encode("the end")), [], FinishReason.STOP)]
+    assert "".join(piece.text for piece in pieces_of(late)) == "the end"
+
+
 def test_a_stop_token_is_the_reason() -> None:
     tokens = encode("the end")
     parts = deltas(tokens, finish=FinishReason.STOP)

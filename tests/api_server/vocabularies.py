@@ -77,6 +77,7 @@ def job(tokenizer: Tokenizer | None, prompts: Sequence[list[int]] = ([5],), n: i
         seed=1,
     )
     fields: dict[str, object] = {"model": "tiny", "fingerprint": "fp_0", "created": 1_700_000_000, "stream": True}
+    fields["ends"] = frozenset({1})
     return Job(submission=submission, vocabulary=Vocabulary(tokenizer), **{**fields, **options})  # type: ignore[arg-type]
 
 

@@ -12,6 +12,9 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from websockets.exceptions import InvalidStatus
+
+from tests.api_server.sockets import SocketClient
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 30.0
@@ -37,6 +40,33 @@ def test_gunicorn_serves_and_leaves_in_order(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert re.search(r"Using worker: deploy\.gunicorn_worker", log.read_text())
+    assert "Traceback" not in log.read_text()
+
+
+def test_gunicorn_serves_websockets_and_logs_no_key(tmp_path: Path) -> None:
+    port = free_port()
+    settings = {"TOKENWIRE_ENGINE": f"ipc://{tmp_path}/e.sock", "TOKENWIRE_PORT": str(port), "TOKENWIRE_API_KEY": "k3y"}
+    log = tmp_path / "log.txt"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [*COMMAND, "--log-level", "debug"], cwd=ROOT, env={**os.environ, **settings}, stderr=errors, stdout=errors
+        )
+    try:
+        ask(process, f"http://127.0.0.1:{port}/livez")
+        with pytest.raises(InvalidStatus) as caught:
+            SocketClient(port, "?access_token=no")
+        assert caught.value.response.status_code == 401
+        with SocketClient(port, "?access_token=k3y") as client:
+            client.say("{")
+            assert client.hear()["error"]["code"] == "invalid_json"
+            process.send_signal(signal.SIGTERM)
+            assert client.closed() == 1001
+        assert process.wait(DEADLINE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "k3y" not in log.read_text()
+    assert "access_token" not in log.read_text()
     assert "Traceback" not in log.read_text()
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.options import OPTIONS, PREFIX
+from api_server.config import from_environ
+from api_server.parsing import select
+from deploy.options import OPTIONS, PREFIX, REASONING_PARSERS, TOOL_PARSERS
 from deploy.plan import prepared, thread_defaults, usable_cores
 from deploy.settings import Settings, UsageError, resolve
 from deploy.sockets import CannotStart, run_folder
@@ -119,7 +121,9 @@ def test_the_built_in_model_is_handed_on_as_an_empty_text() -> None:
         (["serve", "--device", "tpu"], {}, "--device"),
         (["serve", "--tensor-parallel-size", "2"], {}, "--tensor-parallel-size: only 1 is supported so far"),
         (["serve", "--data-parallel-size", "2"], {}, "--data-parallel-size: only 1 is supported so far"),
-        (["serve", "--tool-call-parser", "hermes"], {}, "--tool-call-parser: only auto is supported so far"),
+        (["serve", "--tool-call-parser", "xml"], {}, "--tool-call-parser: expected one of auto, none, hermes"),
+        (["api", "--engine", "ipc:///e"], {"REASONING_PARSER": "xml"}, "TOKENWIRE_REASONING_PARSER: expected one of"),
+        (["engine", "--listen", "ipc:///e", "--reasoning-parser", "think"], {}, "--reasoning-parser"),
         (["serve"], {"MAX_NUM_SEQS": "many"}, "TOKENWIRE_MAX_NUM_SEQS"),
         (["serve"], {"ENABLE_PREFIX_CACHING": "maybe"}, "TOKENWIRE_ENABLE_PREFIX_CACHING"),
         (["serve", "--por", "1"], {}, "--por"),
@@ -193,6 +197,16 @@ def test_the_engine_alone_counts_epochs_from_the_time_and_may_serve_its_health(t
     with prepared(settings("engine", "--listen", f"ipc://{tmp_path}/e", "--health-port", "0"), {}, "1") as plan:
         assert plan.frontends[0].variables["TOKENWIRE_HEALTH_ONLY"] == "true"
         assert plan.frontends_last
+
+
+def test_parsers_are_the_frontends_own() -> None:
+    assert (TOOL_PARSERS, REASONING_PARSERS) == (select.TOOL_PARSERS, select.REASONING_PARSERS)
+    found = settings("serve", "--port", "0", "--tool-call-parser", "hermes", REASONING_PARSER="none")
+    with prepared(found, {}, "1") as plan:
+        assert plan.engine is not None
+        config = from_environ(plan.frontends[0].variables)
+        assert (config.tool_call_parser, config.reasoning_parser) == ("hermes", "none")
+        assert not {"TOKENWIRE_TOOL_CALL_PARSER", "TOKENWIRE_REASONING_PARSER"} & plan.engine.variables.keys()
 
 
 def test_the_user_s_word_on_tokenizer_threads_counts() -> None:

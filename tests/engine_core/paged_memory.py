@@ -6,12 +6,14 @@ were.
 """
 
 import hashlib
+import struct
 from collections.abc import Sequence
 
 from engine_core.batch import Batch
 from engine_core.cache.blocks import SCRATCH, BlockPool
 from engine_core.request import NO_SLOT
 from engine_core.scheduler import Sampled, Scheduler
+from protocol.prompt_logprobs import PromptLogprobs
 
 VOCABULARY = 50
 
@@ -19,6 +21,13 @@ VOCABULARY = 50
 def next_token(tokens: Sequence[int], seed: int) -> int:
     digest = hashlib.blake2b(repr((tuple(tokens), seed)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") % VOCABULARY
+
+
+def scores(positions: range) -> PromptLogprobs:
+    """Log probabilities of a prompt's positions that are known by their values."""
+    count = len(positions)
+    logprobs = struct.pack(f"<{count}d", *(-float(position) for position in positions))
+    return PromptLogprobs(positions.start, 0, logprobs, struct.pack(f"<{count}I", *positions))
 
 
 def reference(prompt: Sequence[int], seed: int, length: int, eos: Sequence[int]) -> list[int]:
@@ -45,6 +54,8 @@ class PagedMemory:
             for position in range(row.end):
                 held = self.written.get(self._place(row.request.blocks, position))
                 assert held == tuple(row.request.tokens[: position + 1]), f"position {position} holds another prefix"
+        for row in batch.scoring:
+            row.prompt_logprobs.append(scores(row.targets))
         return [Sampled(next_token(request.tokens, request.seed)) for request in batch.sampling]
 
     def _place(self, blocks: list[int], position: int) -> tuple[int, int]:
@@ -71,3 +82,5 @@ def check_invariants(scheduler: Scheduler, pool: BlockPool, batch: Batch | None)
     else:
         assert 0 < batch.num_tokens <= scheduler.max_num_batched_tokens
         assert len({id(row.request) for row in batch.rows}) == len(batch.rows) <= scheduler.max_num_seqs
+        assert sum(len(row.targets) for row in batch.rows) <= scheduler.max_num_scored
+        assert all(row.start < row.targets.start and row.targets.stop <= row.end + 1 for row in batch.scoring)

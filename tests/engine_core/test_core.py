@@ -3,16 +3,18 @@
 import time
 from collections import deque
 
+import msgspec
 import pytest
 
 from engine_core.cache.blocks import BlockPool
 from engine_core.core import EngineCore, StepTime
+from engine_core.grammar.grammars import Grammars
 from engine_core.request import Request
 from engine_core.scheduler import Scheduler
 from engine_core.stats import Stats
 from protocol import messages as wire
 from protocol.channel import EngineChannel, Sent
-from protocol.sampling import SamplingParams
+from protocol.sampling import Grammar, GrammarKind, SamplingParams
 from tests.fakes import MadeUpDevice, card, echo
 
 PEER = b"peer"
@@ -64,10 +66,16 @@ HELLO = wire.Hello(wire.PROTOCOL_VERSION, b"f" * 16, b"b" * 16)
 
 
 def generate(
-    handle: int = 0, epoch: int = 3, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 4
+    handle: int = 0,
+    epoch: int = 3,
+    prompt: tuple[int, ...] = (1, 2, 3),
+    max_tokens: int = 4,
+    key: bytes = b"",
+    n: int = 1,
 ) -> wire.Generate:
     sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-    return wire.Generate(epoch, f"r{handle}", [list(prompt)], [wire.Sequence(handle, 0)], sampling, 0)
+    sequences = [wire.Sequence(handle + choice, 0, choice) for choice in range(n)]
+    return wire.Generate(epoch, f"r{handle}", [list(prompt)], sequences, sampling, 0, key=key)
 
 
 class Script(Lines):
@@ -229,3 +237,106 @@ def test_step_time_learns_from_small_and_large_steps_apart() -> None:
         times.observe(1000, 0.5)
     assert times.expect(1) == pytest.approx(0.01, rel=0.01)
     assert times.expect(2000) == pytest.approx(1.0, rel=0.01)
+
+
+# ---------------------------------------------------------------------------------------------------- cancel
+
+
+def cancelled(script: Script) -> list[tuple[str, bool]]:
+    return [(event.rid, event.found) for event in script.events if isinstance(event, wire.Cancelled)]
+
+
+def failures(script: Script) -> list[tuple[list[int], str]]:
+    return [(sorted(event.handles), event.code) for event in script.events if isinstance(event, wire.Failed)]
+
+
+def test_a_running_request_is_cancelled_whole_and_nothing_follows() -> None:
+    script = said([HELLO], [generate(0, max_tokens=100, n=2)], [], [], [wire.Cancel("r0")])
+    assert cancelled(script) == [("r0", True)]
+    assert failures(script) == [([0, 1], "request_cancelled")]
+    told = next(index for index, event in enumerate(script.events) if isinstance(event, wire.Failed))
+    assert not any(event.deltas for event in script.events[told:] if isinstance(event, wire.Step))
+    assert 1 <= len(tokens_of(script, 0)) < 5
+    assert script.core is not None
+    assert script.core._scheduler.pool.used == 0
+    [*_, last] = script.of(wire.Metrics)
+    assert isinstance(last, wire.Metrics)
+    assert last.metrics.finished == {"stop": 0, "length": 0, "abort": 2, "error": 0}
+
+
+def test_its_blocks_are_free_in_the_turn_of_the_loop_that_hears_of_it() -> None:
+    """The other request needs them all."""
+    script = Script(
+        [HELLO], [generate(0, max_tokens=100)], [], [generate(1, prompt=(1,) * 150)], [], [wire.Cancel("r0")]
+    )
+    script.core, _ = engine(None, script)
+    scheduler = script.core._scheduler
+    receive, running = script.receive, []
+
+    def watched(timeout_s: float) -> list[tuple[bytes, wire.Command]]:
+        running.append([request.rid for request in scheduler.running])
+        return receive(timeout_s)
+
+    script.receive = watched  # type: ignore[method-assign]
+    script.core.run()
+    assert running[5:7] == [["r0"], ["r1"]]
+    assert failures(script) == [([0], "request_cancelled")]
+    assert len(tokens_of(script, 1)) == 4
+
+
+def test_a_queued_request_is_cancelled_before_it_runs() -> None:
+    running = [generate(handle, max_tokens=20) for handle in range(4)]
+    script = said([HELLO], [*running, generate(4)], [], [wire.Cancel("r4")])
+    assert cancelled(script) == [("r4", True)]
+    assert failures(script) == [([4], "request_cancelled")]
+    assert tokens_of(script, 4) == []
+    assert all(len(tokens_of(script, handle)) == 20 for handle in range(4))
+
+
+@pytest.mark.parametrize("cancel", [wire.Cancel("r1"), wire.Cancel("r0", b"other"), wire.Cancel("r0")])
+def test_unknown_foreign_and_finished_requests_are_not_found(cancel: wire.Cancel) -> None:
+    """The last of these finds a request of a key, and shows none."""
+    script = said([HELLO], [generate(0, key=b"mine")], [cancel], [], [], [], [], [wire.Cancel("r0", b"mine")])
+    assert cancelled(script) == [(cancel.rid, False), ("r0", False)]
+    assert failures(script) == []
+    assert len(tokens_of(script)) == 4
+
+
+def test_the_asker_need_not_be_the_reader() -> None:
+    script = Script([HELLO], [generate(0, max_tokens=100)], [])
+    script.core, _ = engine(None, script)
+    sent: list[tuple[bytes, wire.Event]] = []
+    receive, send, asked = script.receive, script.send, False
+
+    def receiving(timeout_s: float) -> list[tuple[bytes, wire.Command]]:
+        nonlocal asked
+        if script.turns or asked:
+            return receive(timeout_s)
+        asked = True
+        return [(b"other", wire.Hello(wire.PROTOCOL_VERSION, b"g" * 16, b"c" * 16)), (b"other", wire.Cancel("r0"))]
+
+    def sending(peer: bytes, event: wire.Event) -> Sent:
+        sent.append((peer, event))
+        return send(peer, event)
+
+    script.receive, script.send = receiving, sending  # type: ignore[method-assign]
+    script.core._delivery._send = sending
+    script.core.run()
+    told = [(peer, type(event)) for peer, event in sent if isinstance(event, wire.Cancelled | wire.Failed)]
+    assert told == [(b"other", wire.Cancelled), (PEER, wire.Failed)]
+
+
+def test_a_request_is_cancelled_before_its_grammar_is_compiled() -> None:
+    command = generate(0, key=b"mine")
+    grammar = Grammar(GrammarKind.REGEX, "[a-z]+")
+    command = msgspec.structs.replace(command, sampling=msgspec.structs.replace(command.sampling, grammar=grammar))
+    cancels = [wire.Cancel("r0", b"other"), wire.Cancel("r0", b"mine"), wire.Cancel("r0", b"mine")]
+    script = Script([HELLO], [command, *cancels])
+    script.core, _ = engine(None, script)
+    script.core._grammars = Grammars(card(tokenizer=b"{}"), 4)
+    script.core.run()
+    assert cancelled(script) == [("r0", False), ("r0", True), ("r0", False)]
+    assert [(event.rid, event.code) for event in script.events if isinstance(event, wire.Rejected)] == [
+        ("r0", "request_cancelled")
+    ]
+    assert script.of(wire.Accepted) == []

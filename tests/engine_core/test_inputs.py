@@ -86,6 +86,24 @@ def test_a_token_in_flight_is_late() -> None:
     assert step.late.slots.tolist() == [2]
 
 
+def test_prompt_tokens_are_scored_by_the_positions_before_them() -> None:
+    chunk = request(list(range(10, 18)), slot=0, blocks=[1, 2])
+    decode = request([20, 21, 22], slot=1, blocks=[3])
+    last_chunk = request(list(range(30, 38)), slot=2, blocks=[4, 5])
+    rows = [
+        Row(chunk, 2, 3, False, targets=range(4, 6)),
+        Row(decode, 2, 1, True),
+        Row(last_chunk, 4, 4, True, targets=range(5, 8)),
+    ]
+    step = builder().build(Batch(rows, [chunk, decode, last_chunk]))
+    assert step.targets is not None
+    assert step.targets.at.tolist() == [1, 2, 4, 5, 6]
+    assert step.targets.tokens.tolist() == [14, 15, 35, 36, 37]
+    assert step.input_ids[step.targets.at].tolist() == [13, 14, 34, 35, 36]
+    assert step.logits_rows.tolist() == [3, 7]
+    assert builder().build(Batch([Row(decode, 2, 1, True)], [decode])).targets is None
+
+
 def test_a_step_that_samples_nothing() -> None:
     chunked = request(list(range(8)), slot=0, blocks=[1])
     step = builder().build(Batch([Row(chunked, 0, 4, False)], [chunked]))

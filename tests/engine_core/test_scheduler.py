@@ -4,8 +4,8 @@ import pytest
 
 from engine_core.cache.blocks import BlockPool
 from engine_core.cache.prefix import PrefixIndex
-from engine_core.request import Request
-from engine_core.scheduler import Scheduler
+from engine_core.request import NO_SLOT, Request
+from engine_core.scheduler import HASHED_AT_ONCE, Scheduler
 from protocol.messages import FinishReason
 from protocol.sampling import SamplingParams
 from tests.engine_core.paged_memory import VOCABULARY, PagedMemory, check_invariants, next_token, reference
@@ -14,16 +14,28 @@ EOS = (7,)
 BLOCK = 4
 
 
-def make(*, blocks: int = 64, seqs: int = 8, budget: int = 32, caching: bool = True) -> Scheduler:
+def make(
+    *, blocks: int = 64, seqs: int = 8, budget: int = 32, caching: bool = True, scored: int | None = None
+) -> Scheduler:
     index = PrefixIndex() if caching else None
     pool = BlockPool(blocks + 1, on_evict=index.drop if index is not None else None)
     return Scheduler(
-        pool=pool, index=index, block_size=BLOCK, max_num_seqs=seqs, max_num_batched_tokens=budget, eos_token_ids=EOS
+        pool=pool,
+        index=index,
+        block_size=BLOCK,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=budget,
+        eos_token_ids=EOS,
+        max_num_scored=scored,
     )
 
 
 def ask(prompt: list[int], max_tokens: int = 8, handle: int = 0, **options: object) -> Request:
-    sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=bool(options.pop("ignore_eos", False)))
+    sampling = SamplingParams(
+        max_tokens=max_tokens,
+        ignore_eos=bool(options.pop("ignore_eos", False)),
+        prompt_logprobs=options.pop("prompt_logprobs", None),  # type: ignore[arg-type]
+    )
     return Request(handle, str(options.pop("rid", handle)), prompt, sampling, **options)  # type: ignore[arg-type]
 
 
@@ -151,6 +163,43 @@ def test_a_prefix_is_found_again_but_its_last_token_is_computed() -> None:
     assert second.out == first.out
 
 
+def test_a_long_conversation_is_looked_up_beside_those_who_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing all of it in one step would keep them waiting."""
+    per_step = 2 * HASHED_AT_ONCE
+    monkeypatch.setattr("engine_core.scheduler.HASHED_PER_STEP", per_step)
+    blocks = 2 * per_step + 50
+    prompt = [2] * (blocks * BLOCK + 1)
+    machine = Machine(make(blocks=blocks + 64, budget=len(prompt)))
+    machine.scheduler.add(ask(prompt, max_tokens=1, handle=1))
+    assert [count for _, count in machine.step()] == [len(prompt)]
+    runs = ask([3], max_tokens=20, handle=2, ignore_eos=True)
+    machine.scheduler.add(runs)
+    machine.step()
+    again = ask(prompt, max_tokens=1, handle=3)
+    machine.scheduler.add(again)
+    hashed = [0]
+    while again.slot == NO_SLOT:
+        rows = machine.step()
+        assert rows[0] == (runs, 1)
+        hashed.append(len(again.hashes))
+        assert hashed[-1] - hashed[-2] <= per_step
+    assert hashed[-1] == blocks
+    assert again.cached == blocks * BLOCK
+    alone = Machine(make(blocks=blocks + 64, budget=len(prompt)))
+    alone.scheduler.add(ask(prompt, max_tokens=1, handle=1))
+    alone.finish()
+    alone.scheduler.add(again := ask(prompt, max_tokens=1, handle=2))
+    assert alone.step() == [(again, 1)]
+
+
+def test_a_new_prompt_is_not_hashed_to_find_that_nobody_knows_it() -> None:
+    machine = Machine(make(blocks=500, budget=8))
+    request = ask([2] * 1000)
+    machine.scheduler.add(request)
+    machine.step()
+    assert len(request.hashes) == HASHED_AT_ONCE
+
+
 def test_another_salt_finds_nothing() -> None:
     machine = Machine(make())
     prompt = list(range(10, 30))
@@ -245,6 +294,42 @@ def test_queue_counts_requests_not_sequences() -> None:
     assert scheduler.queued_tokens == 6
 
 
+def scored(request: Request) -> list[float]:
+    """The log probabilities that a request has of its prompt, in order."""
+    return [entry.logprob for portion in request.prompt_logprobs or () for entry in portion.entries(0)]
+
+
+def test_no_more_positions_are_scored_in_a_step_than_may_be() -> None:
+    machine = Machine(make(scored=5))
+    long = ask([1] * 12, handle=1, prompt_logprobs=0, ignore_eos=True)
+    other = ask([2] * 9, handle=2, prompt_logprobs=0, ignore_eos=True)
+    plain = ask([3] * 9, handle=3, ignore_eos=True)
+    for request in (long, other, plain):
+        machine.scheduler.add(request)
+    assert machine.step() == [(long, 5), (plain, 9)], "who waits for logits holds up nobody and holds nothing"
+    assert other in machine.scheduler.waiting
+    assert machine.step() == [(plain, 1), (long, 5)]
+    assert machine.step() == [(plain, 1), (long, 2), (other, 4)], "the last of a prompt scores nothing"
+    assert machine.step() == [(long, 1), (plain, 1), (other, 5)]
+    machine.finish()
+    assert scored(long) == [-float(position) for position in range(1, 12)]
+    assert scored(other) == [-float(position) for position in range(1, 9)]
+
+
+def test_what_is_scored_is_not_scored_again() -> None:
+    machine = Machine(make(blocks=8, scored=2))
+    elder = ask([1] * 8, handle=1, max_tokens=20, ignore_eos=True)
+    request = ask(list(range(20, 38)), handle=2, prompt_logprobs=0)
+    machine.scheduler.add(elder)
+    machine.scheduler.add(request)
+    while not request.preemptions and not machine.scheduler.idle:
+        machine.step()
+    assert 10 <= len(scored(request)) < 17
+    machine.finish()
+    assert scored(request) == [-float(position) for position in range(1, 18)]
+    assert request.out == reference(list(range(20, 38)), 0, 8, EOS)
+
+
 @pytest.mark.parametrize("caching", [True, False], ids=["prefix-cache", "no-cache"])
 def test_thousand_random_lives(caching: bool) -> None:
     """Random additions, aborts and steps in caches that are far too small: whatever is not aborted ends as if it had
@@ -253,7 +338,13 @@ def test_thousand_random_lives(caching: bool) -> None:
     for seed in range(1000):
         rng = random.Random(seed)
         seqs = rng.randint(1, 6)
-        scheduler = make(blocks=rng.randint(8, 14), seqs=seqs, budget=rng.randint(max(seqs, 2), 24), caching=caching)
+        scheduler = make(
+            blocks=rng.randint(8, 14),
+            seqs=seqs,
+            budget=rng.randint(max(seqs, 2), 24),
+            caching=caching,
+            scored=rng.choice((1, 3, 7, None)),
+        )
         machine = Machine(scheduler)
         requests: list[Request] = []
         prompts = [[rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 14))] for _ in range(3)]
@@ -269,6 +360,7 @@ def test_thousand_random_lives(caching: bool) -> None:
                     priority=rng.choice((0, 0, 0, 1, -1)),
                     salt=rng.choice((b"", b"", b"tenant")),
                     arrival_s=turn,
+                    prompt_logprobs=rng.choice((None, None, 0)),
                     leader=rng.choice(requests) if requests and rng.random() < 0.2 else None,
                 )
                 if request.leader is not None and request.leader.tokens[: request.leader.prompt_len] != prompt:
@@ -288,6 +380,8 @@ def test_thousand_random_lives(caching: bool) -> None:
                 assert request.out == alone[: request.out_len]
             else:
                 assert request.out == alone
+                if request.prompt_logprobs is not None:
+                    assert scored(request) == [-float(position) for position in range(1, request.prompt_len)]
         preemptions += scheduler.counters.preemptions
         hits += scheduler.counters.prefix_hits
     assert preemptions > 200

@@ -122,7 +122,7 @@ def test_split_is_disjoint_and_every_topic_has_both_sides(corpus: Corpus) -> Non
     assert len(corpus.topics) >= 200
     assert min(len(topic.held_out) for topic in corpus.topics) >= 2
     assert min(len(topic.train) + len(topic.held_out) for topic in corpus.topics) >= 8
-    assert 0.2 < len(held_out) / (len(held_out) + len(trained)) < 0.3
+    assert 0.15 < len(held_out) / (len(held_out) + len(trained)) < 0.25
 
 
 def test_variation_never_gives_a_held_out_question(corpus: Corpus) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from engine_core.attention.select import select
 from engine_core.request import Request
+from protocol.sampling import SamplingParams
 from tests.engine_core.architectures import CONTEXT, VOCAB, build, config_of
 from tests.engine_core.serving import Serving, adapt, greedy, seeded
 
@@ -68,6 +69,31 @@ def seeds_do_not_see_their_mates() -> bool:
     return alone == among
 
 
+def prompts_score_as_in_a_plain_forward(name: str, device: str = "cuda") -> bool:
+    """Log probabilities of prompts, within 1e-4, with steps overlapped."""
+    rng = random.Random(2)
+    model = build(config_of(name)).to(device)
+    prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (40, 17, 2, 1)]
+    with torch.inference_mode():
+        wanted = [
+            model(input_ids=torch.tensor([prompt], device=device)).logits[0].log_softmax(-1) for prompt in prompts
+        ]
+    engine = serving(model, CONTEXT, 200, 8)
+    engine.overlap = 1
+    engine.scheduler.max_num_scored = 9
+    sampling = SamplingParams(max_tokens=4, temperature=0.0, prompt_logprobs=5)
+    requests = [Request(i, f"scored-{i}", prompt, sampling) for i, prompt in enumerate(prompts)]
+    engine.run(requests)
+    for request, prompt, rows in zip(requests, prompts, wanted, strict=True):
+        told = [entry for portion in request.prompt_logprobs or () for entry in portion.entries(5)]
+        own = rows[range(len(prompt) - 1), prompt[1:]].tolist()
+        best = rows[:-1].topk(5).values.flatten().tolist()
+        found = [entry.logprob for entry in told] + [logprob for entry in told for logprob in entry.top_logprobs]
+        if len(found) != len(own + best) or any(abs(a - b) > 1e-4 for a, b in zip(found, own + best, strict=True)):
+            return False
+    return True
+
+
 def measure() -> None:
     """Decode steps of a 1.2B Llama in bfloat16 with random weights, whole step by wall clock."""
     with torch.device("cuda"):
@@ -92,6 +118,7 @@ def main() -> int:
         f"greedy tokens of {name}": lambda name=name: same_as_transformers(name)  # type: ignore[misc]
         for name in CHECKED
     }
+    checks["log probabilities of prompts"] = lambda: prompts_score_as_in_a_plain_forward("llama")
     checks["seeded tokens alone and among 64"] = seeds_do_not_see_their_mates
     failed = 0
     for title, check in checks.items():

@@ -1,8 +1,11 @@
 """One of every message, with every field set to something that is not its default."""
 
+import struct
+
 from protocol import messages as wire
 from protocol.metrics import EngineMetrics
-from protocol.sampling import SamplingParams
+from protocol.prompt_logprobs import NO_MORE, PromptLogprobs
+from protocol.sampling import Grammar, GrammarKind, SamplingParams
 
 SAMPLING = SamplingParams(
     max_tokens=17,
@@ -21,6 +24,7 @@ SAMPLING = SamplingParams(
     bad_words=((4,), (5, 6)),
     logprobs=3,
     prompt_logprobs=0,
+    grammar=Grammar(GrammarKind.LARK, 'start: "é"', "tools"),
 )
 CARD = wire.ModelCard(
     name="m",
@@ -42,6 +46,15 @@ METRICS.counters["vllm:prompt_tokens_total"] = 12
 METRICS.finished["stop"] = 2
 METRICS.observe("vllm:time_to_first_token_seconds", 0.03, 2)
 
+PROMPT = PromptLogprobs(
+    pos=3,
+    top=2,
+    logprobs=struct.pack("<2d", -0.5, -9.25),
+    ranks=struct.pack("<2I", 1, 7),
+    top_ids=struct.pack("<4I", 5, 6, 9, 0),
+    top_logprobs=struct.pack("<4d", -0.5, -1.5, -0.125, NO_MORE),
+)
+
 COMMANDS: list[wire.Command] = [
     wire.Hello(wire.PROTOCOL_VERSION, b"f" * 16, b"b" * 16, b"d" * 16),
     wire.Generate(
@@ -58,6 +71,7 @@ COMMANDS: list[wire.Command] = [
     ),
     wire.Abort([1, 2, 2**62]),
     wire.Stop(4, 12),
+    wire.Cancel("chatcmpl-1", b"k" * 16),
 ]
 EVENTS: list[wire.Event] = [
     wire.Welcome(wire.PROTOCOL_VERSION, 3, CARD, LIMITS),
@@ -71,10 +85,12 @@ EVENTS: list[wire.Event] = [
             wire.Delta(7, 0, [5], first=wire.FirstToken(0.01, 0.02, 16)),
             wire.Delta(8, 4, [5, 6], wire.FinishReason.STOP, 6, None, [wire.TokenLogprobs(-0.5, [5, 6], [-0.5, -1.5])]),
             wire.Delta(9, 1, [], wire.FinishReason.LENGTH),
+            wire.Delta(10, 0, [], prompt=PROMPT),
         ],
         wire.Load(3, 2, 0.5, True),
     ),
     wire.Failed(3, [7, 8], "engine_crash", "it died"),
     wire.Dying(3, "out of memory"),
     wire.Metrics(3, METRICS),
+    wire.Cancelled(3, "chatcmpl-1", True),
 ]

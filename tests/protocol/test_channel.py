@@ -7,8 +7,17 @@ import pytest
 import zmq
 
 from protocol import messages as wire
-from protocol.channel import BadEndpoint, ClientChannel, EndpointInUse, EngineChannel, Link, Sent, check_endpoint
-from tests.protocol.samples import COMMANDS, EVENTS
+from protocol.channel import (
+    RECEIVE_BYTES,
+    BadEndpoint,
+    ClientChannel,
+    EndpointInUse,
+    EngineChannel,
+    Link,
+    Sent,
+    check_endpoint,
+)
+from tests.protocol.samples import COMMANDS, EVENTS, SAMPLING
 
 DEADLINE_S = 10.0
 HELLO = COMMANDS[0]
@@ -129,6 +138,23 @@ def test_garbage_is_counted_and_dropped(engine: EngineChannel) -> None:
         while engine.dropped < 4:
             assert engine.receive(0.1) == []
             assert time.monotonic() < deadline
+
+
+def test_long_prompts_that_come_together_are_taken_one_step_at_a_time(
+    engine: EngineChannel, client: ClientChannel
+) -> None:
+    prompt = [2**31 - 1] * (RECEIVE_BYTES // 8)
+    sequences = [wire.Sequence(1, 0)]
+    for number in range(5):
+        until_sent(client, wire.Generate(1, str(number), [prompt], sequences, SAMPLING, 0))
+    taken = []
+    deadline = time.monotonic() + DEADLINE_S
+    while len(taken) < 5:
+        some = engine.receive(0.1)
+        assert len(some) <= 2
+        taken += [command.rid for _, command in some if isinstance(command, wire.Generate)]
+        assert time.monotonic() < deadline
+    assert taken == list("01234")
 
 
 def test_one_engine_per_endpoint(engine: EngineChannel) -> None:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from protocol import messages as wire
-from protocol.sampling import SamplingParams
+from protocol.sampling import MAX_GRAMMAR_SIZE, Grammar, GrammarKind, SamplingParams
 from protocol.validate import InvalidRequest, check
 from tests.protocol.samples import CARD, LIMITS
 
@@ -35,6 +35,10 @@ def test_what_never_fits_the_cache_is_refused() -> None:
         check(request(prompts=[[1] * 26]), CARD, small)
 
 
+def test_a_grammar_may_be_as_large_as_the_limit() -> None:
+    check(request(sampling={"grammar": Grammar(GrammarKind.REGEX, "é" * (MAX_GRAMMAR_SIZE // 2))}), CARD, LIMITS)
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
@@ -51,7 +55,18 @@ def test_what_never_fits_the_cache_is_refused() -> None:
         ({"sampling": {"allowed_token_ids": ()}}, "allowed_token_ids"),
         ({"sampling": {"bad_words": ((1, 100),)}}, "bad_words"),
         ({"sampling": {"bad_words": ((),)}}, "bad_words"),
+        ({"sampling": {"grammar": Grammar(GrammarKind.REGEX, "é" * 40_000)}}, "structured_outputs"),
+        ({"sampling": {"grammar": Grammar(GrammarKind.REGEX, "é" * 40_000, "tools")}}, "tools"),
+        ({"sampling": {"grammar": Grammar(GrammarKind.REGEX, "\ud800")}}, "structured_outputs"),
         ({"sequences": [wire.Sequence(i, 0, i) for i in range(40)], "sampling": {"max_tokens": 2000}}, "max_tokens"),
+        (
+            {
+                "prompts": [[1] * 2000],
+                "sequences": [wire.Sequence(i, 0, i) for i in range(100)],
+                "sampling": {"prompt_logprobs": 20},
+            },
+            "prompt_logprobs",
+        ),
     ],
 )
 def test_each_mistake_names_its_field(changes: dict[str, Any], param: str) -> None:

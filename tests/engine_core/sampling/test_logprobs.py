@@ -42,14 +42,6 @@ def test_logprobs_are_those_of_the_raw_logits(vocab_size: int, dtype: torch.dtyp
     assert first.top_logprobs == [first.logprob]
 
 
-def test_logprobs_of_prompt_positions_come_in_pieces() -> None:
-    logits = torch.randn(11, 100, generator=torch.Generator().manual_seed(11))
-    tokens = torch.arange(11)
-    found = Sampler(100, 4, [EOS], CPU).logprobs(logits, tokens, [2] * 11)
-    reference = logits.log_softmax(-1)
-    assert [entry.logprob for entry in found] == pytest.approx(reference[range(11), range(11)].tolist(), abs=2e-6)
-
-
 def test_a_logprob_is_never_infinite() -> None:
     logits = torch.tensor([[0.0, -torch.inf, torch.nan], [torch.inf, 0.0, 0.0], [torch.nan] * 3])
     found = Sampler(3, 4, [EOS], CPU).logprobs(logits, torch.tensor([0, 1, 2]), [3, 2, 2])

@@ -36,6 +36,15 @@ def test_nothing_asks_the_device(kind: str, dtype: torch.dtype) -> None:
     assert sampled.tokens.dtype == torch.int64
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompts_are_scored_without_asking(dtype: torch.dtype) -> None:
+    sampler = Sampler(VOCAB, 4, [EOS], META)
+    logits = torch.empty(11, VOCAB, dtype=dtype, device=META)
+    scored = sampler.score(logits, torch.empty(11, dtype=torch.int64, device=META), 5)
+    assert scored.logprobs.shape == scored.ranks.shape == (11,)
+    assert scored.top_ids.shape == scored.top_logprobs.shape == (11, 5)
+
+
 def test_the_meta_device_would_tell() -> None:
     with pytest.raises(RuntimeError):
         bool(torch.empty(3, device=META).isfinite().all())

@@ -1,0 +1,26 @@
+"""A live frontend with all its routes before a real engine core, whose device alone is made up."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from api_server.routes import API
+from tests.api_server.live import LiveServer
+from tests.api_server.vocabularies import byte_level, card
+from tests.fakes import MadeUpDevice, MadeUpEngine
+
+CARD = card(byte_level())
+
+
+@contextmanager
+def serving(
+    path: Path, device: MadeUpDevice | None = None, **settings: Any
+) -> Iterator[tuple[LiveServer, MadeUpEngine]]:
+    """`path` is a folder for the socket between the two; `settings` are the frontend's."""
+    endpoint = f"ipc://{path}/e.sock"
+    with (
+        MadeUpEngine(endpoint, device=device, card=CARD) as engine,
+        LiveServer(API, engine=endpoint, **settings) as server,
+    ):
+        yield server, engine

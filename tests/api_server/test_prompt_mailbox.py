@@ -1,0 +1,132 @@
+"""Log probabilities of prompts on their way through a mailbox: in order, once, and before the tokens."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from api_server.engine_client import EngineClient
+from api_server.errors import ApiError
+from api_server.stream import Stream
+from api_server.submission import Submission
+from protocol.messages import Delta, FinishReason
+from protocol.prompt_logprobs import PromptLogprobs
+from protocol.sampling import SamplingParams
+from tests.fakes import DEADLINE_S, MadeUpEngine, made_up_scores
+
+pytestmark = pytest.mark.anyio
+
+ASKED = SamplingParams(max_tokens=3, ignore_eos=True, prompt_logprobs=2)
+
+
+def portion(start: int, stop: int) -> PromptLogprobs:
+    """Of positions `start` … `stop` of a prompt of 30 tokens, ten at most."""
+    (made,) = made_up_scores(range(100, 130), range(start, stop), ASKED)
+    return made
+
+
+def positions(made: PromptLogprobs | None) -> list[int]:
+    """Read from the values."""
+    assert made is not None
+    return [entry.rank for entry in made.entries(2)]
+
+
+def mailbox(*prompts: int, n: int = 1) -> Stream:
+    """Handles begin at 10."""
+    return Stream(EngineClient("ipc://unused"), "r", 10, len(prompts) * n, prompts)
+
+
+async def taken(stream: Stream) -> list[tuple[int, list[int]]]:
+    """One take: prompt positions or tokens, by sequence."""
+    return [
+        (index, delta.tokens if delta.prompt is None else positions(delta.prompt))
+        for index, delta in await asyncio.wait_for(stream.take(), DEADLINE_S)
+    ]
+
+
+async def test_portions_are_taken_one_by_one_and_before_the_tokens() -> None:
+    stream = mailbox(15)
+    stream.put(Delta(10, 0, [], prompt=portion(1, 9)))
+    stream.put(Delta(10, 0, [], prompt=portion(9, 15)))
+    stream.put(Delta(10, 0, [7]))
+    stream.put(Delta(10, 1, [8], FinishReason.LENGTH))
+    assert [await taken(stream) for _ in range(2)] == [
+        [(0, list(range(1, 9)))],
+        [(0, list(range(9, 15))), (0, [7, 8])],
+    ]
+    assert stream.finished
+
+
+async def test_what_came_before_a_replay_is_cut_off() -> None:
+    stream = mailbox(15)
+    for start, stop in ((1, 8), (1, 6), (5, 12), (3, 9), (12, 15)):
+        stream.put(Delta(10, 0, [], prompt=portion(start, stop)))
+    found = [place for _ in range(3) for _, places in await taken(stream) for place in places]
+    assert found == list(range(1, 15))
+
+
+@pytest.mark.parametrize("lost", [Delta(10, 0, [], prompt=portion(6, 9)), Delta(10, 0, [7])], ids=["gap", "token"])
+async def test_a_gap_ends_the_request_behind_what_there_is(lost: Delta) -> None:
+    stream = mailbox(15)
+    stream.put(Delta(10, 0, [], prompt=portion(1, 4)))
+    stream.put(lost)
+    assert await taken(stream) == [(0, [1, 2, 3])]
+    with pytest.raises(ApiError, match="log probabilities of the prompt were lost"):
+        await stream.take()
+
+
+async def test_siblings_wait_for_their_own_prompt_alone() -> None:
+    stream = mailbox(5, 1, 4, n=2)
+    for handle in (11, 12, 13, 15):
+        stream.put(Delta(handle, 0, [handle]))
+    assert await taken(stream) == [(2, [12]), (3, [13])]
+    stream.put(Delta(14, 0, [], prompt=portion(1, 4)))
+    assert await taken(stream) == [(4, [1, 2, 3]), (5, [15])]
+    stream.put(Delta(10, 0, [], prompt=portion(1, 3)))
+    assert await taken(stream) == [(0, [1, 2])]
+    stream.put(Delta(10, 0, [], prompt=portion(3, 5)))
+    assert await taken(stream) == [(0, [3, 4]), (1, [11])]
+
+
+async def test_others_have_their_turn_between_portions() -> None:
+    stream = mailbox(25)
+    for start in (1, 9, 17):
+        stream.put(Delta(10, 0, [], prompt=portion(start, start + 8)))
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    for _ in range(3):
+        before = turns
+        await stream.take()
+        assert turns > before
+    counting.cancel()
+
+
+async def test_a_request_through_an_engine(tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/e.sock"
+    prompts: Sequence[list[int]] = ([*range(100, 141)], [5], [*range(200, 217)])
+    with MadeUpEngine(endpoint):
+        client = EngineClient(endpoint)
+        await client.start()
+        await client.wait_ready(DEADLINE_S)
+        told: dict[int, list[int]] = {index: [] for index in range(6)}
+        tokens: dict[int, list[int]] = {index: [] for index in range(6)}
+        with await client.submit(Submission("r", list(prompts), 2, ASKED, 1)) as stream:
+            while not stream.finished:
+                for index, delta in await asyncio.wait_for(stream.take(), DEADLINE_S):
+                    tokens[index] += delta.tokens
+                    if delta.prompt is not None:
+                        assert not tokens[index]
+                        assert not tokens[index + 1]
+                        told[index] += positions(delta.prompt)
+                        assert all(len(entry.top_ids) == 2 for entry in delta.prompt.entries(2))
+        client.close()
+    assert told == {0: list(range(1, 41)), 1: [], 2: [], 3: [], 4: list(range(1, 17)), 5: []}
+    assert tokens == {index: (prompts[index // 2] * 3)[:3] for index in range(6)}
