@@ -18,8 +18,12 @@ async def tokenize(request: Request) -> Response:
     body = decode(await read_body(request), TokenizeRequest)
     admission = await frontend(request).admission()
     tokens = await admission.tokenize(body)
-    spelt = await off_loop(len(tokens), lambda: admission.spell(tokens)) if body.return_token_strs else None
-    return JsonResponse(Tokenized(len(tokens), admission.card.max_model_len, tokens, spelt))
+
+    def told() -> Response:
+        spelt = admission.spell(tokens) if body.return_token_strs else None
+        return JsonResponse(Tokenized(len(tokens), admission.card.max_model_len, tokens, spelt))
+
+    return await off_loop(len(tokens), told)
 
 
 async def detokenize(request: Request) -> Response:

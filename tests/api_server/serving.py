@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from api_server.routes import API
-from tests.api_server.live import LiveServer
+from tests.api_server.live import LiveServer, until
 from tests.api_server.vocabularies import byte_level, card
 from tests.fakes import MadeUpDevice, MadeUpEngine
 
@@ -23,4 +23,6 @@ def serving(
         MadeUpEngine(endpoint, device=device, card=CARD) as engine,
         LiveServer(API, engine=endpoint, **settings) as server,
     ):
+        key = "".join(f"X-Api-Key: {key}\r\n" for key in settings.get("api_keys", ())[:1])
+        until(lambda: server.get("/v1/models", key).status == 200)  # the two have met
         yield server, engine
