@@ -2,12 +2,15 @@
 
 import json
 import socket
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.e2e.server import Server, until
 
 COMPLETIONS = "/v1/completions"
+PUBLISHED_S = 1.2  # more than twice the time between two of the engine's figures
 
 
 def prompts(count: int) -> list[str]:
@@ -64,8 +67,22 @@ def test_equal_request_ids_of_clients_mean_nothing(server: Server) -> None:
     assert len({answer.json()["id"] for answer in answers}) == 16
 
 
+def settled(read: Callable[[], float]) -> float:
+    """A figure that has not moved for longer than the engine takes to publish one: what came before is in it."""
+    value, since_s = read(), time.monotonic()
+
+    def still() -> bool:
+        nonlocal value, since_s
+        if (now := read()) != value:
+            value, since_s = now, time.monotonic()
+        return time.monotonic() - since_s > PUBLISHED_S
+
+    until(still)
+    return value
+
+
 def test_a_request_with_several_prompts_is_refused_whole(server: Server) -> None:
-    before = server.metric("vllm:prompt_tokens_total")
+    before = settled(lambda: server.metric("vllm:prompt_tokens_total"))
     answer = server.post(COMPLETIONS, {"prompt": ["fine", "x " * 4000], "max_tokens": 4})
     assert answer.status == 400
     assert server.metric("vllm:prompt_tokens_total") == before
