@@ -53,6 +53,7 @@ class Mix:
 
     brief: float = 0.6  # of all: an answer is soon known by heart, which question it belongs to is not
     single: float = 0.66  # of the others: chats of one turn, up to 0.86, from where on there are no more chats
+    story: float = 0.08  # of the questions that begin a topic: wishes for a story
 
 
 class Conversations:
@@ -142,7 +143,7 @@ class Conversations:
     def next_turn(self, last: Turn | None) -> Turn:
         kind = self.rng.random()
         if last is None or kind < 0.5:
-            if self.rng.random() < 0.08:
+            if self.rng.random() < self.mix.story:
                 return self.story()
             if last is not None and self.rng.random() < 0.2:
                 return self.ask(self.rng.choice(self.smalltalk), first=False)

@@ -45,8 +45,12 @@ class Phase:
     mix: Mix
 
 
-# Which question wants which answer, mostly; then whole conversations, mostly.
-PHASES = (Phase(1500, 4e-3, Mix()), Phase(300, 1e-3, Mix(brief=0.1, single=0.3)))
+# Which question wants which answer, mostly; then whole conversations; then stories about what was asked for.
+PHASES = (
+    Phase(1500, 4e-3, Mix()),
+    Phase(300, 1e-3, Mix(brief=0.1, single=0.3)),
+    Phase(130, 1e-3, Mix(brief=0.2, single=0.4, story=0.3)),
+)
 
 Example = tuple[list[int], list[float]]  # token ids and the loss weight of each
 

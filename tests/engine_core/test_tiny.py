@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from engine_core.tiny import MODEL_PATH
-from engine_core.tiny.conversations import Conversations
+from engine_core.tiny.conversations import Conversations, Mix
 from engine_core.tiny.corpus import Corpus, load_corpus, normalise
 from engine_core.tiny.evaluate import Oracle, follow_up_cases, question_cases, user
 from engine_core.tiny.stories import make_story
@@ -95,7 +95,7 @@ def test_special_tokens_are_single_and_none_is_added(tokenizer: Any) -> None:
 
 
 def test_chat_template_renders_what_was_trained(tokenizer: Any, corpus: Corpus) -> None:
-    documents = Conversations(corpus, 5).documents()
+    documents = Conversations(corpus, 5, Mix(brief=0.0)).documents()
     chats = [document for document in itertools.islice(documents, 60) if document[0].text.startswith(IM_START)]
     assert chats
     for document in chats:
