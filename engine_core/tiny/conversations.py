@@ -31,6 +31,7 @@ class Segment(NamedTuple):
 Document = list[Segment]
 
 BRIEF_WORDS = 7
+BRIEF_STORY_SEGMENTS = 8
 STORY_WEIGHT = 0.5  # most of a story is a free choice that cannot be learned
 AGREEMENT_WEIGHT = 4.0
 WRITTEN_SHARE = 0.6  # of the questions; the others are any, templated ones among them
@@ -51,9 +52,9 @@ class Turn:
 class Mix:
     """How often which kind of document comes."""
 
-    brief: float = 0.6  # of all: an answer is soon known by heart, which question it belongs to is not
-    single: float = 0.66  # of the others: chats of one turn, up to 0.86, from where on there are no more chats
-    story: float = 0.08  # of the questions that begin a topic: wishes for a story
+    brief: float = 0.5  # of all: an answer is soon known by heart, which question it belongs to is not
+    single: float = 0.5  # of the others: chats of one turn, up to 0.86, from where on there are no more chats
+    story: float = 0.12  # of the questions that begin a topic: wishes for a story
 
 
 class Conversations:
@@ -109,14 +110,14 @@ class Conversations:
         return document
 
     def brief(self) -> Document:
-        """A chat's first question and only the words that decide which answer follows."""
-        turn = self.ask(self.next_topic())
+        """A chat's first question and only the words that decide which answer, or a story about whom, follows."""
+        turn = self.next_turn(None)
         words = " ".join(turn.answer.split(" ")[:BRIEF_WORDS])
         return [
             Segment(f"{IM_START}user\n"),
             Segment(turn.question, QUESTION_WEIGHT, asked=True),
             Segment(f"{IM_END}\n{IM_START}assistant\n"),
-            Segment(words, 1.0, decisive=True),
+            *(turn.told[:BRIEF_STORY_SEGMENTS] if turn.told else [Segment(words, 1.0, decisive=True)]),
         ]
 
     def raw_question(self) -> Document:

@@ -12,7 +12,6 @@ import random
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,35 +21,20 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from engine_core.tiny import MODEL_PATH
-from engine_core.tiny.conversations import Conversations, Document, Mix, Segment
+from engine_core.tiny.conversations import Conversations, Document, Segment
 from engine_core.tiny.corpus import load_corpus
 from engine_core.tiny.tokenizer import MAX_POSITIONS, SPECIAL_TOKENS, special_ids, train_tokenizer
 
 SEED = 17
+STEPS = 2400
 BATCH_TOKENS = 4096
+PEAK_LEARNING_RATE = 4e-3
 WARMUP_STEPS = 40
 DECISIVE_WEIGHTS = (8.0, 6.0, 4.0, 2.0)  # of the first tokens of an answer: the rest is soon known by heart
 TOKENIZER_DOCUMENTS = 20_000
 DOCUMENTS_PER_SORT = 1024
 RESPELT_SHARE = 0.25  # of the questions: with a word cut in two, so that its parts get a meaning of their own
 
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A stretch of training with its own documents and learning rates. It starts from the weights that the one before
-    it would have saved."""
-
-    steps: int
-    peak_learning_rate: float
-    mix: Mix
-
-
-# Which question wants which answer, mostly; then whole conversations; then stories about what was asked for.
-PHASES = (
-    Phase(1500, 4e-3, Mix()),
-    Phase(300, 1e-3, Mix(brief=0.1, single=0.3)),
-    Phase(130, 1e-3, Mix(brief=0.2, single=0.4, story=0.3)),
-)
 
 Example = tuple[list[int], list[float]]  # token ids and the loss weight of each
 
@@ -80,7 +64,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def examples(tokenizer: PreTrainedTokenizerFast, mix: Mix, seed: int) -> Iterator[Example]:
+def examples(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Example]:
     """Endless training examples, cut at the model's length."""
     rng = random.Random(seed + 1)
 
@@ -104,7 +88,7 @@ def examples(tokenizer: PreTrainedTokenizerFast, mix: Mix, seed: int) -> Iterato
             weights += [segment.weight * factor for factor in (*first, *[1.0] * (len(part) - len(first)))]
         return ids[:MAX_POSITIONS], weights[:MAX_POSITIONS]
 
-    return map(example, Conversations(load_corpus(), seed, mix).documents())
+    return map(example, Conversations(load_corpus(), seed).documents())
 
 
 def batches(source: Iterator[Example], rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
@@ -140,12 +124,11 @@ def loss_of(model: LlamaForCausalLM, ids: Tensor, weights: Tensor) -> Tensor:
     return (losses * weight).sum() / weight.sum()
 
 
-def learning_rate(step: int, phase: Phase) -> float:
-    peak = phase.peak_learning_rate
+def learning_rate(step: int) -> float:
     if step < WARMUP_STEPS:
-        return peak * (step + 1) / WARMUP_STEPS
-    progress = (step - WARMUP_STEPS) / max(1, phase.steps - WARMUP_STEPS)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return PEAK_LEARNING_RATE * (step + 1) / WARMUP_STEPS
+    progress = (step - WARMUP_STEPS) / (STEPS - WARMUP_STEPS)
+    return PEAK_LEARNING_RATE * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
@@ -160,27 +143,18 @@ def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train(tokenizer: PreTrainedTokenizerFast, out: Path) -> LlamaForCausalLM:
-    """The trained model in fp32. What each phase made is saved, so that a stopped run leaves something."""
+def train(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The trained model in fp32."""
     torch.manual_seed(SEED)
     model = LlamaForCausalLM(make_config(tokenizer))
     model.set_attn_implementation("eager")  # for short sequences faster on a CPU than torch's fused attention
-    for number, phase in enumerate(PHASES):
-        run_phase(model, tokenizer, phase, SEED + 10 * number)
-        nn.Module.to(model, torch.bfloat16)
-        save(model, tokenizer, out)
-        nn.Module.to(model, torch.float32)
-    return model
-
-
-def run_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, seed: int) -> None:
     optimizers = make_optimizers(model)
-    source = batches(examples(tokenizer, phase.mix, seed + 1), random.Random(seed))
+    source = batches(examples(tokenizer, SEED + 1), random.Random(SEED))
     started, tokens, recent = time.monotonic(), 0, 0.0
-    for step, (ids, weights) in enumerate(itertools.islice(source, phase.steps)):
+    for step, (ids, weights) in enumerate(itertools.islice(source, STEPS)):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, phase)
+                group["lr"] = learning_rate(step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = loss_of(model, ids, weights)
         torch.autograd.backward(loss)
@@ -192,7 +166,8 @@ def run_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, phase
         recent = 0.9 * recent + 0.1 * loss.item() if step else loss.item()
         if step % 50 == 49:
             wall_s = time.monotonic() - started
-            print(f"step {step + 1}/{phase.steps}  loss {recent:.3f}  {tokens:,} tokens  {wall_s:.0f} s", flush=True)
+            print(f"step {step + 1}/{STEPS}  loss {recent:.3f}  {tokens:,} tokens  {wall_s:.0f} s", flush=True)
+    return model
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -218,7 +193,9 @@ def main() -> None:
     torch.set_num_threads(2)
     started = time.monotonic()
     tokenizer = make_tokenizer()
-    model = train(tokenizer, options.out)
+    model = train(tokenizer)
+    nn.Module.to(model, torch.bfloat16)
+    save(model, tokenizer, options.out)
     count = sum(weight.numel() for weight in model.parameters())
     print(f"{count:,} weights, {len(tokenizer)} tokens, {time.monotonic() - started:.0f} s, written to {options.out}")
 
