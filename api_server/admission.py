@@ -7,7 +7,7 @@ engine repeats.
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Final, cast
@@ -31,6 +31,7 @@ from protocol import validate
 from protocol.messages import Generate, Limits, ModelCard
 from protocol.messages import Sequence as WireSequence
 from protocol.sampling import Grammar, SamplingParams
+from protocol.tokens import pack
 
 logger: Final = logging.getLogger("tokenwire.admission")
 
@@ -64,10 +65,18 @@ class Admission:
     """Admits requests for one model. Building it parses the tokenizer, which takes a while for a large one."""
 
     def __init__(
-        self, card: ModelCard, limits: Limits, *, tool_parser: str = "auto", reasoning_parser: str = "auto"
+        self,
+        card: ModelCard,
+        limits: Limits,
+        *,
+        queue_full: Callable[[], bool] = lambda: False,
+        tool_parser: str = "auto",
+        reasoning_parser: str = "auto",
     ) -> None:
+        """`queue_full` is what the engine last said. Raises ValueError for a parser that does not exist."""
         self.card: Final = card
         self.limits: Final = limits
+        self._queue_full: Final = queue_full
         self.encoder: Final = Encoder(card)
         self.vocabulary: Final = Vocabulary(self.encoder.tokenizer)
         self._fingerprint: Final = (
@@ -141,7 +150,7 @@ class Admission:
     async def tokenize(self, request: TokenizeRequest) -> list[int]:
         """Token ids of POST /tokenize: of a text, or of messages as /v1/chat/completions would see them."""
         self.check_model(request.model)
-        refusals.refuse(request, (refusals.CHAT_TEMPLATE, *refusals.NOT_SERVED))
+        refusals.refuse(request, (refusals.CHAT_TEMPLATE,))
         if (request.messages is None) == (request.prompt is None):
             raise _bad("Send either `prompt` or `messages`.", "prompt")
         if request.messages is None:
@@ -236,6 +245,8 @@ class Admission:
         if request.stream_options is not None and not _streams(request, route):
             raise _bad("stream_options is for requests with stream=true.", "stream_options")
         early.check(request, self.card, self.limits, route.max_tokens)
+        if self._queue_full():
+            raise ApiError("queue_full", "As many requests are waiting as may.")
 
     async def _job(
         self,
@@ -333,7 +344,7 @@ class Admission:
 
     async def _bad_words(self, words: list[str]) -> tuple[tuple[int, ...], ...]:
         """Each word as it is spelt at the start of a text and, where that differs, after a space."""
-        spellings = [spelling for word in words for spelling in (word.lstrip(), " " + word.lstrip())]
+        spellings = [before + word.lstrip(" ") for word in words for before in ("", " ")]
         ids = await self.encoder.encode(spellings, add_special=False, param="bad_words") if words else []
         return tuple(dict.fromkeys(tuple(sequence) for sequence in ids if sequence))
 
@@ -343,13 +354,13 @@ class Admission:
         request = Generate(
             epoch=0,
             rid=submission.rid,
-            prompts=submission.prompts,
+            prompts=[pack(prompt) for prompt in submission.prompts],
             sequences=[WireSequence(i, i // submission.n, i % submission.n) for i in range(size)],
             sampling=submission.sampling,
             seed=submission.seed,
         )
         try:
-            validate.check(request, self.card, self.limits)
+            validate.check(request, self.card, self.limits, list(map(max, submission.prompts)))
         except validate.InvalidRequest as error:
             param = error.param and params.get(error.param, error.param)
             raise ApiError(error.code, error.message, param) from None

@@ -31,6 +31,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api_server.config import Config
 from api_server.errors import ApiError
+from api_server.extent import SLICE, Chunked, Sized
 from api_server.handshake import LINE_MAX, is_handshake
 from api_server.stall import Stall
 
@@ -42,7 +43,6 @@ UNREAD_FACTOR: Final = 4  # so many times the body limit is read and dropped the
 
 INVALID: Final = "Invalid HTTP request received."
 HEAD_END: Final = re.compile(rb"\r\n\r\n|(?<!\r)\n")  # a bare line feed ends nothing; the parser refuses it
-CHUNKS_END: Final = b"\r\n\r\n"  # whatever ends a chunked body ends with this, and data may, too
 UPGRADE: Final = re.compile(rb"(?i)(?<=\r\n)upgrade(?=:)")
 
 
@@ -67,7 +67,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._opens_socket = False  # what the request at hand asks for
         self._unread = bytearray()  # not yet the parser's
         self._scanned = 0  # bytes of it without the end of a head
-        self._body_left: int | None = None  # None if it comes in chunks
+        self._path = ""  # of the request at hand, as it stands there
+        self._body: Sized | Chunked = Sized(0)
+        self._next: asyncio.Handle | None = None  # the turn of the next chunks
         self._body_size = 0  # on the wire, chunk framing included
         self._keep_alive = False  # what the request asked for
         self._dropped = 0
@@ -132,7 +134,8 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._unread += data
-        self._advance()
+        if self._next is None:
+            self._advance()
 
     def _advance(self) -> None:
         """Hands the parser as much as it may have now."""
@@ -161,6 +164,7 @@ class BoundedHttp(HttpToolsProtocol):
         found = HEAD_END.search(self._unread, max(0, self._scanned - 3))
         size = len(self._unread) if found is None else found.end()
         head = bytes(self._unread[:size])
+        self._path = head.partition(b" ")[2].partition(b" ")[0].partition(b"?")[0].decode("latin-1")
         if size > self._bounds.max_header_size or head.count(b"\r\n") > self._bounds.max_headers + 2:
             size, count = self._bounds.max_header_size, self._bounds.max_headers
             self._refuse(ApiError("headers_too_large", f"The request's headers exceed {size} bytes or {count} fields."))
@@ -185,14 +189,12 @@ class BoundedHttp(HttpToolsProtocol):
         if self.cycle.response_started:
             self._forget_rest()
             return False
-        if self._body_left is not None:
-            size = min(self._body_left, len(self._unread))
-            self._body_left -= size
-        elif (found := self._unread.find(CHUNKS_END)) >= 0:
-            size = found + len(CHUNKS_END)  # only at such a place may the parser find the end
-        else:
-            size = len(self._unread) - len(CHUNKS_END) + 1
-        if size <= 0:
+        try:
+            size = self._body.take(self._unread)
+        except ValueError:
+            self._refuse(ApiError("invalid_request_error", INVALID))
+            return False
+        if size == 0:
             return False
         self._body_size += size
         if self._body_size > (limit := self._bounds.max_body_size):
@@ -201,7 +203,19 @@ class BoundedHttp(HttpToolsProtocol):
         piece = bytes(self._unread[:size])
         del self._unread[:size]
         super().data_received(piece)
+        if size == SLICE and self._phase is _Phase.BODY:
+            self.transport.pause_reading()
+            self._next = self.loop.call_soon(self._go_on)
+            return False
         return True
+
+    def _go_on(self) -> None:
+        """After others had their turn."""
+        self._next = None
+        if not self.transport.is_closing():
+            if not self.flow.read_paused:
+                self.transport.resume_reading()
+            self._advance()
 
     def _forget_rest(self) -> None:
         """The answer has begun without the rest of its request, and ends the connection."""
@@ -238,7 +252,8 @@ class BoundedHttp(HttpToolsProtocol):
         )
         self._keep_alive, cycle.keep_alive = cycle.keep_alive, False
         self._phase = _Phase.BODY
-        self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), None)
+        sizes = [int(value) for name, value in self.headers if name == b"content-length"]
+        self._body = Sized(sizes[0]) if sizes else Chunked()
         self._body_size = 0
         self._arm(self._bounds.body_timeout_s + BODY_SLACK_S, self._body_late)
 
@@ -330,7 +345,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._linger()
 
     def _raw_response(self, error: ApiError) -> bytes:
-        body = error.body_for("" if self.scope is None else self.scope.get("path", ""))
+        body = error.body_for(self._path)
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),

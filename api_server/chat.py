@@ -5,6 +5,7 @@ The environment is what templates on the Hugging Face hub are written for: loop 
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -24,6 +25,7 @@ OWN_VARIABLES: Final = frozenset(
 CUT: Final = "\ue000cut here\ue000"  # put after the message that is to be continued; private use, so no text has it
 SEPARATOR: Final = "\n"  # between the text parts of one message
 MESSAGE_WEIGHT: Final = 200  # characters that the work on an empty message is like
+ASKS_FOR_NONE: Final = re.compile(r"content['\"]?\]? +(?:is|is not|==|!=) +none\b", re.IGNORECASE)
 
 
 class ChatTemplate:
@@ -44,6 +46,9 @@ class ChatTemplate:
         self._special_tokens: Final = special_tokens
         self._max_chars: Final = max_chars
         self._knows_developer: Final = "developer" in source
+        self._no_content: Final = (
+            None if ASKS_FOR_NONE.search(source) else ""
+        )  # others take null for a list, or show it
 
     def render(
         self,
@@ -63,6 +68,7 @@ class ChatTemplate:
         if taken:
             raise _refusal(f"`{min(taken)}` is not for chat_template_kwargs to set.", "chat_template_kwargs")
         conversation = [self._as_dict(message, i) for i, message in enumerate(messages)]
+        _name_results(conversation)
         if resume:
             conversation[-1]["content"] = (conversation[-1]["content"] or "") + CUT + " "
         variables = {**kwargs, **self._special_tokens, "messages": conversation, "documents": None}
@@ -99,8 +105,10 @@ class ChatTemplate:
             role = "tool"
         content, calls = text_of(message, where), _calls(message)
         if content is None and not calls:
-            raise _refusal(f"{where}: `content` is missing.")
-        conversation: dict[str, Any] = {"role": role, "content": content}
+            if message.reasoning_content is None:
+                raise _refusal(f"{where}: `content` is missing.")
+            content = ""  # as our own answers are that end before their thoughts do
+        conversation: dict[str, Any] = {"role": role, "content": self._no_content if content is None else content}
         for name in ("name", "tool_call_id", "reasoning_content"):
             if (value := getattr(message, name)) is not None:
                 conversation[name] = value
@@ -130,6 +138,16 @@ def _calls(message: Message) -> list[ToolCall]:
     if message.function_call is not None:
         calls.append(ToolCall(message.function_call))
     return calls
+
+
+def _name_results(conversation: Sequence[dict[str, Any]]) -> None:
+    """Adds the function's name to each result of a call. Clients tell the call alone, and some templates ask."""
+    names: dict[str, str] = {}
+    for message in conversation:
+        for call in message.get("tool_calls", ()):
+            names[call["id"]] = call["function"]["name"]
+        if message["role"] == "tool" and message.get("tool_call_id") in names:
+            message.setdefault("name", names[message["tool_call_id"]])
 
 
 def weight(messages: Sequence[Message], enough: int) -> int:

@@ -21,7 +21,8 @@ class Cors:
     credentials are never allowed."""
 
     def __init__(self, origins: Iterable[str]) -> None:
-        self._origins: Final = frozenset(origin.encode() for origin in origins)
+        # Browsers write them in small letters, and without a path.
+        self._origins: Final = frozenset(origin.lower().removesuffix("/").encode() for origin in origins)
 
     def headers(self, scope: Scope) -> Headers:
         """For every response to this request: a page must be able to read its errors, too."""

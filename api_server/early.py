@@ -41,9 +41,11 @@ def check(request: GenerationRequest, card: ModelCard, limits: Limits, default_t
 
 def check_count(request: GenerationRequest, prompts: int) -> None:
     """The sums over `prompts` of them and the choices of each. Raises ApiError."""
-    size = prompts * (request.n or 1)
+    n = request.n or 1
+    size = prompts * n
     if size > MAX_SEQUENCES:
-        raise ApiError("invalid_request_error", f"prompts × n is {size}, at most {MAX_SEQUENCES}.", "n")
+        at_fault = "n" if n > 1 else "prompt"
+        raise ApiError("invalid_request_error", f"prompts × n is {size}, at most {MAX_SEQUENCES}.", at_fault)
     param, asked = _max_tokens(request)
     total = size * (asked or 1)
     if total > validate.MAX_TOTAL_TOKENS:

@@ -17,6 +17,7 @@ from api_server.submission import Submission
 from protocol import messages as wire
 from protocol.channel import ClientChannel, Link, TooLarge
 from protocol.metrics import EngineMetrics
+from protocol.tokens import pack
 
 logger: Final = logging.getLogger("tokenwire.engine_client")
 
@@ -154,7 +155,7 @@ class EngineClient:
         return wire.Generate(
             self.epoch,
             submission.rid,
-            list(submission.prompts),
+            [pack(prompt) for prompt in submission.prompts],
             sequences,
             submission.sampling,
             submission.seed,
@@ -191,6 +192,7 @@ class EngineClient:
 
     def send_later(self, command: wire.Command) -> None:
         """Sends now, or as soon as the engine takes commands again. For a dead engine there is nothing to send."""
+        self.load.full = False  # who leaves makes room, and the next request may come before the engine says so
         if self._welcome.is_set() and not self._send(command):
             self._backlog.append(command)
 

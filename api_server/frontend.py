@@ -72,6 +72,7 @@ class Frontend:
                     Admission,
                     card,
                     limits,
+                    queue_full=lambda: self.engine.load.full,
                     tool_parser=self.config.tool_call_parser,
                     reasoning_parser=self.config.reasoning_parser,
                 )

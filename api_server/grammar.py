@@ -11,7 +11,7 @@ from api_server.errors import ApiError
 from api_server.schema.decode import MAX_DEPTH, check_depth
 from api_server.schema.formats import JsonObjectFormat, JsonSchemaFormat, ResponseFormat, Schema, StructuredOutputs
 from api_server.schema.requests import GenerationRequest
-from protocol.sampling import JSON_WHITESPACE, Grammar, GrammarKind
+from protocol.sampling import Grammar, GrammarKind
 from protocol.validate import InvalidRequest, check_grammar
 
 ANY_OBJECT: Final[Schema] = {"type": "object"}
@@ -45,18 +45,6 @@ def grammar_of(request: GenerationRequest) -> Grammar | None:
     except InvalidRequest as error:
         raise _bad(error.message, found[0].param) from None
     return found[0]
-
-
-def within(grammar: Grammar) -> Grammar:
-    """The same as a part of a larger grammar, where the engine's default for whitespace does not reach."""
-    if grammar.kind is not GrammarKind.JSON_SCHEMA:
-        return grammar
-    schema: Schema = msgspec.json.decode(grammar.text)
-    options = schema.get(OPTIONS, {})
-    if not isinstance(options, dict):  # for the compiler to refuse
-        return grammar
-    told = {"whitespace_pattern": JSON_WHITESPACE, **options}
-    return msgspec.structs.replace(grammar, text=_to_json({**schema, OPTIONS: told}))
 
 
 def _formatted(wanted: ResponseFormat) -> Grammar | None:

@@ -30,7 +30,7 @@ from api_server.schema.realtime import MAX_ID_CHARS, SocketMessage
 
 logger: Final = logging.getLogger("tokenwire.socket")
 
-MAX_GENERATIONS: Final = 128  # at a time on one socket
+MAX_GENERATIONS: Final = 1024  # at a time on one socket
 GOING_AWAY: Final = 1001  # close code
 
 Admit = Callable[[Frontend, Raw, Framing], Awaitable[tuple[Job, Renderer]]]
@@ -160,6 +160,7 @@ class Session:
                 self._front.drain.leave()
 
     def _end(self, name: str, reason: ApiError) -> None:
+        """Who cancels wants no more: tokens that have not been sent are dropped."""
         self._reasons[name] = reason
         self._running[name].cancel()
 

@@ -128,11 +128,11 @@ class Chunks(AsyncGenerator[bytes, None]):
 
     def _counted(self, pieces: list[Piece]) -> list[bytes]:
         """The chunks of pieces that came together, each with the usage up to it."""
-        chunks = []
+        chunks, usage = [], self._answer.usage
         later = sum(len(piece.tokens) for piece in pieces)
         for piece in pieces:
             later -= len(piece.tokens)
-            chunks.append(self._renderer.chunk(piece, self._answer.usage.before(later)))
+            chunks.append(self._renderer.chunk(piece, usage.before(later)))
         return chunks
 
     async def athrow(

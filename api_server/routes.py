@@ -201,7 +201,7 @@ API: Final = (
         Operation(
             tag="Generation",
             answers=(Answer(101, "The WebSocket is open."),),
-            errors=frozenset({"upgrade_required"}),
+            errors=frozenset({"upgrade_required", "origin_not_allowed"}),
         ),
     ),
     Endpoint(

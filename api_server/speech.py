@@ -10,7 +10,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from api_server.errors import ApiError
-from api_server.grammar import RESPONSE_FORMAT, within
+from api_server.grammar import RESPONSE_FORMAT
 from api_server.parsing import Reader, hermes, reasoning, select
 from api_server.parsing.after_reasoning import after_reasoning
 from api_server.parsing.forced import HEADER, named_tokens, tool_grammar
@@ -68,18 +68,22 @@ class Speech:
 
         Raises ApiError for functions that can't be forced.
         """
-        answer = wanted if calling is None else self._answer(calling, wanted)
-        if answer is None or opening.thought is None or opening.over:
-            return answer
-        try:
-            return after_reasoning(within(answer), opened=opening.thought, special=self._named)
-        except ValueError as error:
-            raise _bad(str(error), answer.param) from None
+        answer, calls = (wanted, None) if calling is None else self._answer(calling, wanted)
+        if answer is None:
+            return None
+        start, rules = "answer", []
+        if calls is not None:
+            start, rules = "(calls | answer)", [_rule("calls", calls)]
+        if opening.thought is not None and not opening.over:
+            start, rule = after_reasoning(start, opened=opening.thought, special=self._named)
+            rules.append(rule)
+        return replace(answer, frame="\n".join((HEADER, f"start: {start}", *rules))) if rules else answer
 
     def reading(self, calling: Calling | None, opening: Opening, *, hides_special: bool) -> Reading:
         """`hides_special`: special tokens are not for the client."""
         dialect = None if calling is None else self._tools
-        if dialect is None and calling is not None and calling.forced:
+        forced = calling is not None and calling.forced
+        if dialect is None and forced:
             dialect = select.WITHOUT_DIALECT
         if dialect is None and opening.thought is None:
             return Reading()
@@ -91,40 +95,36 @@ class Speech:
         max_calls = calling.max_calls if calling is not None else None
 
         def reader() -> Reader:
-            made = select.reader(dialect, names, max_calls=max_calls, opened=opening.thought)
+            made = select.reader(dialect, names, max_calls=max_calls, calls_alone=forced, opened=opening.thought)
             return Unmarked(made, marks) if marks and hides_special else made
 
         return Reading(reader, frozenset(self._special[mark] for mark in marks))
 
-    def _answer(self, calling: Calling, wanted: Grammar | None) -> Grammar | None:
-        """What stands behind the thought, if there is one.
+    def _answer(self, calling: Calling, wanted: Grammar | None) -> tuple[Grammar | None, Grammar | None]:
+        """What stands behind the thought, if there is one, and the calls that may stand there instead.
 
         A model that may call and may answer in a format does either. `structured_outputs` are of the whole output, so
         that nothing is called beside them.
         """
         if calling.forced:
-            return self._calls(calling)
+            return self._calls(calling), None
         if wanted is not None:
             formatted = wanted.param == RESPONSE_FORMAT and self._tools is not None
-            return _either(self._calls(calling), wanted) if formatted else wanted
+            return wanted, self._calls(calling) if formatted else None
         strict = any(function.strict for function in calling.allowed)
         if strict and self._tools is not None and self._tools.name == "hermes" and hermes.OPEN in self._named:
-            return _among_text(self._calls(calling), repeated=calling.parallel)
-        return None
+            return _among_text(self._calls(calling), repeated=calling.parallel), None
+        return None, None
 
     def _calls(self, calling: Calling) -> Grammar:
         dialect = None if self._tools is None else self._tools.name
+        # A model that has never learnt to call would not know when to stop either: it makes one call.
+        parallel = calling.parallel and dialect is not None
         try:
-            calls = tool_grammar(calling.signatures, dialect, parallel=calling.parallel, special=self._named)
+            calls = tool_grammar(calling.signatures, dialect, parallel=parallel, special=self._named)
         except ValueError as error:
             raise _bad(str(error), calling.param) from None
         return replace(calls, param=calling.param)
-
-
-def _either(calls: Grammar, answer: Grammar) -> Grammar:
-    """Calls, or an answer that is JSON."""
-    rules = (HEADER, "start: calls | answer", _rule("calls", calls), f"answer: %json {within(answer).text}")
-    return Grammar(GrammarKind.LARK, "\n".join(rules) + "\n", answer.param)
 
 
 def _among_text(calls: Grammar, *, repeated: bool) -> Grammar:

@@ -16,6 +16,7 @@ from protocol import messages as wire
 from protocol.prompt_logprobs import PromptLogprobs
 
 TAKEN_NUMBERS: Final = 5_000  # of log probabilities of short prompts that are taken together
+TAKEN_TOKENS: Final = 50  # of outputs that have log probabilities: with alternatives they are some milliseconds' work
 
 
 class Correspondent(Protocol):
@@ -76,6 +77,7 @@ class Stream:
         self._positions = [0] * size  # output tokens received, per sequence
         self._unfinished = set(range(size))
         self._news: dict[int, wire.Delta] = {}
+        self._crowded = False  # not all that had come was taken the last time
         self._boxes = [PromptBox(length) for length in prompts]
         self._choices = size // len(prompts) if prompts else size
         self._failure: ApiError | None = None
@@ -87,21 +89,21 @@ class Stream:
         return not self._unfinished and not self._news and all(box.taken for box in self._boxes)
 
     async def take(self) -> list[tuple[int, wire.Delta]]:
-        """Everything since the last take, one delta per sequence that has news; waits until there is some. Of prompts'
-        log probabilities a portion at a time, which comes first.
+        """Everything since the last take, one delta per sequence that has news; waits until there is some. Of log
+        probabilities a portion at a time; those of prompts come first.
 
         Raises the ApiError that ended the request, after what came before it was taken.
         """
         if self._boxes and not all(box.taken for box in self._boxes):
             return await self._take_in_order()
+        if self._crowded:
+            await asyncio.sleep(0)  # a portion keeps its reader busy for milliseconds: between two, others have a turn
         while not self._news:
             await self._wait()
-        news, self._news = self._news, {}
-        return list(news.items())
+        return self._taken(list(self._news))
 
     async def _take_in_order(self) -> list[tuple[int, wire.Delta]]:
         """The same while log probabilities of prompts are to come or to be taken."""
-        # A portion keeps its reader busy for milliseconds: between two of them, others have their turn.
         await asyncio.sleep(0)
         while not (found := self._next_portions() + self._ready()):
             await self._wait()
@@ -120,8 +122,21 @@ class Stream:
 
     def _ready(self) -> list[tuple[int, wire.Delta]]:
         """News of the sequences whose prompts have been taken."""
-        ready = [index for index in self._news if self._boxes[index // self._choices].taken]
-        return [(index, self._news.pop(index)) for index in ready]
+        return self._taken([index for index in self._news if self._boxes[index // self._choices].taken])
+
+    def _taken(self, indexes: list[int]) -> list[tuple[int, wire.Delta]]:
+        """News of these sequences, with log probabilities of TAKEN_TOKENS at most."""
+        found, room = [], TAKEN_TOKENS
+        for index in indexes:
+            delta = self._news[index]
+            count = 0 if delta.logprobs is None else len(delta.tokens)
+            if count <= room:
+                found.append((index, self._news.pop(index)))
+            elif room:
+                found.append((index, _split(delta, room)))
+            room -= min(room, count)
+        self._crowded = bool(self._news)
+        return found
 
     async def _wait(self) -> None:
         """For whatever comes next. Raises the ApiError that ended the request."""
@@ -209,6 +224,15 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _split(delta: wire.Delta, count: int) -> wire.Delta:
+    """Takes the first `count` tokens from a delta with log probabilities."""
+    assert delta.logprobs is not None
+    head = wire.Delta(delta.handle, delta.pos, delta.tokens[:count], first=delta.first, logprobs=delta.logprobs[:count])
+    delta.pos += count
+    delta.tokens, delta.logprobs, delta.first = delta.tokens[count:], delta.logprobs[count:], None
+    return head
 
 
 def _merge(earlier: wire.Delta, later: wire.Delta) -> None:

@@ -15,11 +15,12 @@ import msgspec
 from engine_core.batch import Batch
 from engine_core.delivery import HEARTBEAT_S, RETRY_S, Delivery
 from engine_core.grammar.grammars import Grammars
-from engine_core.request import Request
+from engine_core.request import Request, highest
 from engine_core.scheduler import Sampled, Scheduler
 from engine_core.stats import Stats
 from protocol import messages as wire
 from protocol.channel import EngineChannel
+from protocol.tokens import unpack
 from protocol.validate import InvalidRequest, check
 
 METRICS_S: Final = 0.5  # how often the frontends get the metrics
@@ -102,6 +103,7 @@ class EngineCore(Generic[Pending]):
         self._step = 0
         self._metrics_s = 0.0
         self._was_idle = True
+        self._was_full = False
 
     def run(self) -> None:
         """Until a drain has ended. Whatever else ends it is told to the frontends, and raised."""
@@ -184,16 +186,13 @@ class EngineCore(Generic[Pending]):
         if command.epoch != epoch or peer not in self._delivery.frontends:
             return wire.Rejected(epoch, command.rid, "engine_restarting", "The engine has not met this frontend yet.")
         try:
-            check(command, self._welcome.card, limits)
+            check(command, self._welcome.card, limits, list(map(highest, command.prompts)))
         except InvalidRequest as error:
             return wire.Rejected(epoch, command.rid, error.code, error.message, error.param)
         if self._drain_until_s is not None:
             return wire.Rejected(epoch, command.rid, "draining", "The server is shutting down.")
-        waiting = self._scheduler.queued_requests
-        if waiting >= limits.max_queued_requests:
-            return wire.Rejected(epoch, command.rid, "queue_full", f"{waiting} requests are waiting already.")
-        if waiting and limits.max_queued_tokens and self._scheduler.queued_tokens >= limits.max_queued_tokens:
-            return wire.Rejected(epoch, command.rid, "queue_full", "Too many tokens are waiting already.")
+        if self._full:
+            return wire.Rejected(epoch, command.rid, "queue_full", "As many requests are waiting as may.")
         try:
             if not self._grammars.admission.passed(peer, command):
                 return None
@@ -208,14 +207,22 @@ class EngineCore(Generic[Pending]):
             self._scheduler.add(request)
         return wire.Accepted(epoch, command.rid)
 
+    @property
+    def _full(self) -> bool:
+        """As many requests or tokens wait as may."""
+        limits, waiting = self._welcome.limits, self._scheduler.queued_requests
+        too_many_tokens = limits.max_queued_tokens and self._scheduler.queued_tokens >= limits.max_queued_tokens
+        return waiting >= limits.max_queued_requests or bool(waiting and too_many_tokens)
+
     def _requests(self, peer: bytes, command: wire.Generate) -> list[Request]:
         leaders: dict[int, Request] = {}
+        prompts = list(map(unpack, command.prompts))
         requests = []
         for sequence in command.sequences:
             request = Request(
                 sequence.handle,
                 command.rid,
-                command.prompts[sequence.prompt],
+                prompts[sequence.prompt],
                 command.sampling,
                 owner=peer,
                 key=command.key,
@@ -302,13 +309,15 @@ class EngineCore(Generic[Pending]):
         now_s = self._clock()
         scheduler = self._scheduler
         usage = scheduler.pool.used / scheduler.pool.num_blocks
-        draining = self._drain_until_s is not None
-        load = wire.Load(len(scheduler.running), len(scheduler.waiting), usage, draining)
+        draining, full = self._drain_until_s is not None, self._full
+        load = wire.Load(len(scheduler.running), len(scheduler.waiting), usage, draining, full)
+        # All frontends hear of these two at once, and what they show of an idle engine is exact.
+        turned, self._was_full = full != self._was_full, full
+        fell_idle, self._was_idle = scheduler.idle and not self._was_idle, scheduler.idle
+        announce = announce or turned or fell_idle
         self._end(self._delivery.flush(self._step, lease_s, load, now_s, announce=announce))
         if scheduler.idle:
             self._stats.idle()
-        # Once more when the last request has ended: the figures of an idle engine are exact.
-        fell_idle, self._was_idle = scheduler.idle and not self._was_idle, scheduler.idle
         if fell_idle or now_s - self._metrics_s >= METRICS_S:
             self._metrics_s = now_s
             self._delivery.broadcast(wire.Metrics(self._welcome.epoch, self._stats.snapshot(scheduler)))

@@ -219,7 +219,7 @@ def _delta(request: Request) -> Delta:
     return Delta(
         request.handle,
         since,
-        request.tokens[request.prompt_len + since :],
+        request.tokens[request.prompt_len + since :].tolist(),
         request.finish,
         request.stop_token,
         request.first if since == request.replayed else None,

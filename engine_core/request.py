@@ -1,17 +1,27 @@
 """One sequence on its way through the engine: its tokens, its place in the cache, and how it ends."""
 
+from array import array
 from collections.abc import Sequence
+
+import numpy as np
 
 from protocol.messages import FinishReason, FirstToken, TokenLogprobs
 from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import SamplingParams
+from protocol.tokens import TOKEN_BYTES
 
 NO_SLOT = -1
 
 
+def highest(prompt: bytes) -> int:
+    """The largest id of a packed prompt."""
+    return int(np.frombuffer(prompt, "<u4", len(prompt) // TOKEN_BYTES).max())
+
+
 class Request:
     """State of one choice of one prompt. `tokens` is prompt and output in one list, and the output part is the log that
-    delivery, replay and resume read from; positions in it never change.
+    delivery, replay and resume read from; positions in it never change. It is an array, because a list of a long prompt
+    takes milliseconds to make and to free.
 
     Of `tokens`, the first `computed` have their keys and values in `blocks`; the scheduler moves it on when it
     schedules, so it includes a step in flight. `slot` is the row of the persistent tables on the device while running.
@@ -84,7 +94,8 @@ class Request:
         self.order = -1  # of arrival, among those of the same priority and time; the scheduler's
         self.leader = leader  # the sibling whose prefill this one waits for, to share its blocks
 
-        self.tokens = [*prompt, *out]
+        self.tokens = array("I", prompt)
+        self.tokens.extend(out)
         self.prompt_len = len(prompt)
         self.replayed = len(out)  # output tokens that an earlier engine produced and counted
         self.delivered = len(out)  # output tokens that the owner has
@@ -119,7 +130,7 @@ class Request:
 
     @property
     def out(self) -> list[int]:
-        return self.tokens[self.prompt_len :]
+        return self.tokens[self.prompt_len :].tolist()
 
     @property
     def pending(self) -> int:

@@ -57,7 +57,8 @@ class Sequence(Struct, frozen=True, array_like=True, omit_defaults=True, gc=Fals
 
 
 class Generate(Struct, tag=2, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """One HTTP request: all its prompts, all its choices, accepted or refused whole.
+    """One HTTP request: all its prompts, as `protocol.tokens` packs them, and all its choices, accepted or refused
+    whole.
 
     `sequences[i].prompt` indexes `prompts`; siblings share their prompt's prefill. `key` is the API key's digest, which
     also separates prefix caches, as does `salt`. `meta` is the frontend's own and comes back unread. A lower `priority`
@@ -66,7 +67,7 @@ class Generate(Struct, tag=2, frozen=True, array_like=True, omit_defaults=True, 
 
     epoch: Epoch
     rid: RequestId
-    prompts: Annotated[list[Annotated[list[TokenId], Meta(min_length=1)]], Meta(min_length=1, max_length=512)]
+    prompts: Annotated[list[Annotated[bytes, Meta(min_length=4)]], Meta(min_length=1, max_length=512)]
     sequences: Annotated[list[Sequence], Meta(min_length=1, max_length=512)]
     sampling: SamplingParams
     seed: Seed
@@ -208,6 +209,7 @@ class Load(Struct, array_like=True, omit_defaults=True, gc=False):
     waiting: int = 0
     kv_usage: float = 0.0  # 0 … 1
     draining: bool = False
+    full: bool = False  # as many requests wait as may
 
 
 class Step(Struct, tag=20, array_like=True, omit_defaults=True, gc=False):

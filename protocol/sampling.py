@@ -36,11 +36,13 @@ class GrammarKind(IntEnum):
 
 class Grammar(Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """What the output must be a sentence of, from its first token to its last. `param` is the field of the client's
-    request that it was made of, for a refusal to name."""
+    request that it was made of, for a refusal to name. With a `frame`, which is LARK, it is not `text` alone that the
+    output must match, but the frame's `start`, to which `text` is the rule `answer`."""
 
     kind: GrammarKind
     text: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_SIZE)]
     param: Annotated[str, Meta(max_length=64)] = "structured_outputs"
+    frame: Annotated[str, Meta(max_length=MAX_GRAMMAR_SIZE)] = ""
 
 
 class SamplingParams(Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):

@@ -1,8 +1,11 @@
 """What a well-formed request may still get wrong for this model. The frontend asks before it sends, the engine asks
 again before it queues: the same function, so neither trusts the other."""
 
+from collections.abc import Sequence
+
 from protocol.messages import Generate, Limits, ModelCard
 from protocol.sampling import MAX_GRAMMAR_SIZE, Grammar, SamplingParams
+from protocol.tokens import TOKEN_BYTES
 
 MAX_TOTAL_TOKENS = 65_536  # sum of max_tokens over the sequences of one request
 MAX_PROMPT_LOGPROBS = 1 << 22  # of one request, told for each of its sequences: some 50 MB on either side of the wire
@@ -18,10 +21,11 @@ class InvalidRequest(ValueError):
         self.code = code
 
 
-def check(request: Generate, card: ModelCard, limits: Limits) -> None:
-    """Raises InvalidRequest."""
+def check(request: Generate, card: ModelCard, limits: Limits, highest: Sequence[int]) -> None:
+    """`highest` is the largest token id of each prompt, which either side finds in the way that is cheapest there.
+    Raises InvalidRequest."""
     check_sampling(request.sampling, card.vocab_size)
-    check_room(request, card, limits)
+    check_room(request, card, limits, highest)
     handles = set()
     for sequence in request.sequences:
         if sequence.prompt >= len(request.prompts):
@@ -42,20 +46,23 @@ def room(card: ModelCard, limits: Limits) -> int:
     return min(card.max_model_len, limits.kv_tokens // limits.block_size * limits.block_size + 1)
 
 
-def check_room(request: Generate, card: ModelCard, limits: Limits) -> None:
+def check_room(request: Generate, card: ModelCard, limits: Limits, highest: Sequence[int]) -> None:
     """Prompt and output must fit the context and the KV cache; ids must fit the vocabulary."""
     max_tokens = request.sampling.max_tokens
     available = room(card, limits)
-    for prompt in request.prompts:
-        if len(prompt) + max_tokens > available:
+    for prompt, token in zip(request.prompts, highest, strict=True):
+        length, cut = divmod(len(prompt), TOKEN_BYTES)
+        if cut:
+            raise InvalidRequest("a prompt ends in the middle of a token id", "prompt")
+        if length + max_tokens > available:
             raise InvalidRequest(
                 f"This model's maximum context length is {available} tokens. However, you requested "
-                f"{len(prompt) + max_tokens} tokens ({len(prompt)} in the prompt, {max_tokens} for the completion).",
-                "max_tokens" if len(prompt) < available else "prompt",
+                f"{length + max_tokens} tokens ({length} in the prompt, {max_tokens} for the completion).",
+                "max_tokens" if length < available else "prompt",
                 "context_length_exceeded",
             )
-        if max(prompt) >= card.vocab_size:
-            raise InvalidRequest(f"token id {max(prompt)} is not below the vocabulary size {card.vocab_size}", "prompt")
+        if token >= card.vocab_size:
+            raise InvalidRequest(f"token id {token} is not below the vocabulary size {card.vocab_size}", "prompt")
     total = max_tokens * len(request.sequences)
     if total > MAX_TOTAL_TOKENS:
         raise InvalidRequest(
@@ -68,7 +75,7 @@ def check_prompt_logprobs(request: Generate) -> None:
     top = request.sampling.prompt_logprobs
     if top is None:
         return
-    total = (1 + top) * sum(len(request.prompts[sequence.prompt]) for sequence in request.sequences)
+    total = (1 + top) * sum(len(request.prompts[sequence.prompt]) // TOKEN_BYTES for sequence in request.sequences)
     if total > MAX_PROMPT_LOGPROBS:
         raise InvalidRequest(
             f"The log probabilities of all prompts and choices are {total} with {top} alternatives for each token, at "
@@ -103,7 +110,7 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
 def check_grammar(grammar: Grammar) -> None:
     """Its size. Whether it can be compiled is the engine's to find out."""
     try:
-        size = len(grammar.text.encode())
+        size = max(len(grammar.text.encode()), len(grammar.frame.encode()))
     except UnicodeEncodeError:
         raise InvalidRequest("The grammar holds half of a surrogate pair.", grammar.param) from None
     if size > MAX_GRAMMAR_SIZE:

@@ -3,7 +3,7 @@
 A turn of the model is one message of a chat, but several items here: its reasoning, its text, its calls.
 """
 
-from typing import Final, Literal
+from typing import Final
 
 from api_server.dialects import bad, shared, unsupported
 from api_server.schema import responses_api
@@ -11,7 +11,8 @@ from api_server.schema.formats import JsonSchema, JsonSchemaFormat, ResponseForm
 from api_server.schema.messages import ContentPart, FunctionCall, Message, ToolCall
 from api_server.schema.requests import ChatRequest
 from api_server.schema.responses_api import (
-    ChosenTool,
+    AllowedFunctions,
+    ChosenFunction,
     FunctionTool,
     InputItem,
     InputPart,
@@ -36,29 +37,18 @@ PARAMS: Final = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text",
 }
-# Nothing is stored, and nothing runs behind anybody's back.
-NEEDS_A_STORE: Final = ("previous_response_id", "conversation", "prompt")
+NEED_A_STORE: Final = ("previous_response_id", "conversation", "prompt", "background")
 LOGPROBS: Final = "message.output_text.logprobs"
-# What these add to an answer is about tools that are not served, or about reasoning that is not hidden.
-INCLUDED_ANYWAY: Final = frozenset(
-    {
-        "file_search_call.results",
-        "web_search_call.results",
-        "web_search_call.action.sources",
-        "message.input_image.image_url",
-        "computer_call_output.output.image_url",
-        "code_interpreter_call.outputs",
-        "reasoning.encrypted_content",
-    }
-)
 TEXT_PARTS: Final = frozenset({"input_text", "output_text", "reasoning_text", "text"})
 
 
 def chat_request(request: ResponsesRequest) -> ChatRequest:
     """Raises ApiError."""
-    _refuse(request)
+    for name in NEED_A_STORE:
+        if getattr(request, name) not in (None, False):
+            raise unsupported(f"`{name}` can't be served: this server stores nothing.", name)
     effort = None if request.reasoning is None else request.reasoning.effort
-    logprobs = wants_logprobs(request)
+    logprobs = LOGPROBS in (request.include or ()) or bool(request.top_logprobs)
     return ChatRequest(
         model=request.model,
         messages=_messages(request),
@@ -77,25 +67,6 @@ def chat_request(request: ResponsesRequest) -> ChatRequest:
         metadata=request.metadata,
         **shared(request, effort, False if effort == "none" else None),
     )
-
-
-def wants_logprobs(request: ResponsesRequest) -> bool:
-    return LOGPROBS in (request.include or ()) or bool(request.top_logprobs)
-
-
-def _refuse(request: ResponsesRequest) -> None:
-    for name in NEEDS_A_STORE:
-        if getattr(request, name) is not None:
-            raise unsupported(f"`{name}` can't be served: this server stores nothing.", name)
-    if request.background:
-        raise unsupported("`background` can't be served: this server stores nothing.", "background")
-    if request.truncation == "auto":
-        raise unsupported(
-            "`truncation` can't be `auto`: this server never leaves out a part of the input.", "truncation"
-        )
-    for wanted in request.include or ():
-        if wanted != LOGPROBS and wanted not in INCLUDED_ANYWAY:
-            raise bad(f"`include` knows no `{wanted}`.", "include")
 
 
 # ---------------------------------------------------------------------------------------------------- the input
@@ -128,19 +99,17 @@ class _Turn:
         self._calls: list[ToolCall] = []
 
     def add(self, item: InputItem, where: str) -> list[Message]:
-        """The turn before, if the item begins a new one."""
-        ended = []
-        match item.type:
-            case "reasoning":
-                ended = self.end() if self._content is not None or self._calls else []
-                self._reasoning += [part.text or "" for part in item.content or () if isinstance(part, InputPart)]
-            case "function_call":
-                if item.name is None or item.call_id is None or item.arguments is None:
-                    raise bad(f"{where}: a call has `name`, `call_id` and `arguments`.", "input")
-                self._calls.append(ToolCall(FunctionCall(item.name, item.arguments), item.call_id))
-            case _:
-                ended = self.end() if self._content is not None or self._calls else []
-                self._content = _content(item.content, where)
+        """The turn before, if the item begins a new one: once something was said, only calls go on with it."""
+        if item.type == "function_call":
+            if item.name is None or item.call_id is None or item.arguments is None:
+                raise bad(f"{where}: a call has `name`, `call_id` and `arguments`.", "input")
+            self._calls.append(ToolCall(FunctionCall(item.name, item.arguments), item.call_id))
+            return []
+        ended = self.end() if self._content is not None or self._calls else []
+        if item.type == "reasoning":
+            self._reasoning += [part.text or "" for part in item.content or () if isinstance(part, InputPart)]
+        else:
+            self._content = _content(item.content, where)
         return ended
 
     def end(self) -> list[Message]:
@@ -207,14 +176,14 @@ def _tool(tool: FunctionTool, where: str) -> Tool:
     return Tool(FunctionDefinition(tool.name, tool.description, tool.parameters, tool.strict))
 
 
-def _choice(choice: Literal["none", "auto", "required"] | ChosenTool | None) -> ToolChoice | None:
-    if not isinstance(choice, ChosenTool):
-        return choice
-    if choice.type == "function" and choice.name is not None:
-        return NamedTool(NamedFunction(choice.name))
-    if choice.type == "allowed_tools" and choice.tools is not None:
-        allowed = [
-            AllowedTool(tool.type, None if tool.name is None else NamedFunction(tool.name)) for tool in choice.tools
-        ]
-        return AllowedToolsChoice(AllowedTools(choice.mode or "auto", allowed))
-    raise unsupported(f"`tool_choice` of type `{choice.type}` is not served; only functions are.", "tool_choice")
+def _choice(choice: responses_api.ToolChoice | None) -> ToolChoice | None:
+    match choice:
+        case "auto":
+            return None  # which goes without saying, and here also where there are no tools
+        case ChosenFunction(name):
+            return NamedTool(NamedFunction(name))
+        case AllowedFunctions(mode, tools):
+            allowed = [AllowedTool("function", NamedFunction(tool.name)) for tool in tools]
+            return AllowedToolsChoice(AllowedTools(mode, allowed))
+        case _:
+            return choice

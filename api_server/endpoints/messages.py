@@ -11,7 +11,7 @@ from api_server.dialects.messages import PARAMS, chat_request
 from api_server.encode import off_loop
 from api_server.form import accepted_form
 from api_server.frontend import frontend
-from api_server.render.messages import PING, MessagesRenderer
+from api_server.render.messages import MessagesRenderer
 from api_server.reply import reply
 from api_server.respond import JsonResponse
 from api_server.schema.anthropic import CountRequest, MessagesRequest, TokenCount
@@ -27,10 +27,9 @@ async def create_message(request: Request) -> ASGIApp:
     with named(PARAMS):
         chat = await off_loop(len(data), lambda: chat_request(body))
         job = await admission.chat(chat, MESSAGES)
-    form = accepted_form(request)
-    renderer = MessagesRenderer(job, form.framing)
-    keepalive = PING if form.keepalive else b""
-    return await reply(request, job, renderer, form._replace(error=renderer.failure, keepalive=keepalive))
+        form = accepted_form(request)
+        renderer = MessagesRenderer(job, form.framing)
+        return await reply(request, job, renderer, form._replace(error=renderer.failure))
 
 
 async def count_tokens(request: Request) -> Response:

@@ -16,7 +16,7 @@ from api_server.render.completion import CompletionRenderer
 from api_server.render.frame import Framing
 from api_server.respond import ErrorResponse
 from api_server.schema.decode import decode
-from api_server.schema.realtime import GenerationKind
+from api_server.schema.realtime import ABSENT, GenerationKind
 from api_server.schema.requests import ChatRequest, CompletionRequest
 
 
@@ -35,11 +35,11 @@ async def admit(front: Frontend, body: Raw, framing: Framing) -> tuple[Job, Rend
     """The job of a body of /v1/chat/completions, or of /v1/completions. Whatever it says, it streams."""
     data = bytes(body)
     kind = decode(data, GenerationKind)
-    if kind.messages:
+    if kind.messages not in ABSENT:
         chat = replace(decode(data, ChatRequest), stream=True)
         job = await (await front.admission()).chat(chat)
         return job, ChatRenderer(job, framing)
-    if not kind.prompt:
+    if kind.prompt in ABSENT:
         raise ApiError("invalid_request_error", "The body has neither `messages` nor `prompt`.", "messages")
     completion = replace(decode(data, CompletionRequest), stream=True)
     job = await (await front.admission()).completion(completion)

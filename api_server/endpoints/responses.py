@@ -8,7 +8,7 @@ from starlette.types import ASGIApp
 from api_server.admission import RESPONSES
 from api_server.body import read_body
 from api_server.dialects import named, unsupported
-from api_server.dialects.responses import PARAMS, chat_request, wants_logprobs
+from api_server.dialects.responses import PARAMS, chat_request
 from api_server.encode import off_loop
 from api_server.form import accepted_form
 from api_server.frontend import frontend
@@ -27,8 +27,8 @@ async def create_response(request: Request) -> ASGIApp:
     with named(PARAMS):
         chat = await off_loop(len(data), lambda: chat_request(body))
         job = await admission.chat(chat, RESPONSES)
-    if job.reader is not None and wants_logprobs(body):
-        raise unsupported("Log probabilities can't be told apart from those of calls and reasoning.", "include")
-    form = accepted_form(request)
-    renderer = ResponsesRenderer(job, body, time.time, form.framing)
-    return await reply(request, job, renderer, form._replace(error=renderer.failure))
+        if job.reader is not None and chat.logprobs:
+            raise unsupported("Log probabilities can't be told apart from those of calls and reasoning.", "include")
+        form = accepted_form(request)
+        renderer = ResponsesRenderer(job, body, time.time, form.framing)
+        return await reply(request, job, renderer, form._replace(error=renderer.failure))

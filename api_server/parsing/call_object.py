@@ -108,13 +108,13 @@ class CallObject:
             self._raw.append(text[start:pos])
         return pos
 
-    def tell(self, telling: Telling, index: int) -> None:
-        """Says what is certain and not said yet, as a part of call `index`."""
+    def tell(self, telling: Telling) -> None:
+        """Says what is certain and not said yet."""
         if not self.told:
             return
         name = None if self._name_said else self._name
         if name is not None or self._arguments:
-            telling.call(index, name, "".join(self._arguments))
+            telling.call(name, "".join(self._arguments))
         self._name_said = True
         self._arguments.clear()
         self._raw.clear()

@@ -10,8 +10,9 @@ error. What is a call and what is not:
 - A call is told as soon as its name is known and its arguments begin, and its arguments as they come. What was told
   stays, also if the call breaks off or goes on as no JSON; then the text goes on as content.
 - Text between tags that never became a call is content, tags included, just as it was written.
-- Behind a call one closing tag is expected and not shown; a missing one is not missed. Whitespace that stands alone at
-  the beginning, between calls or behind them is not shown either if there are calls.
+- Behind a call one closing tag is expected and not shown, nor is the beginning of one that was cut off; a missing one
+  is not missed. Whitespace that stands alone at the beginning, between calls or behind them is not shown either if
+  there are calls.
 
 Time is linear in the text. Beside the start of a call that can still turn out to be none, what is held back is
 whitespace and the beginning of a tag. Knows nothing of tools.
@@ -34,18 +35,16 @@ _NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # what OpenAI's API lets a fu
 
 
 class HermesReader:
-    """Reads one choice's text. Of more than `max_calls` calls the later ones are left out."""
+    """Reads one choice's text."""
 
-    __slots__ = ("_call", "_calls", "_held", "_max_calls", "_quiet", "_space", "_telling", "_unclosed")
+    __slots__ = ("_call", "_held", "_quiet", "_space", "_telling", "_unclosed")
 
     def __init__(self, max_calls: int | None = None) -> None:
-        self._max_calls: Final = max_calls
-        self._telling: Final = Telling()
+        self._telling: Final = Telling(max_calls)
         self._held = ""  # the end of the text so far, which may be the beginning of a tag
         self._quiet = True  # there was no content since the beginning or the last call
         self._space: Final[list[str]] = []  # whitespace since then
         self._call: CallObject | None = None
-        self._calls = 0  # that are over
         self._unclosed = False  # there was no closing tag since the last call
 
     def feed(self, text: str) -> Said:
@@ -58,9 +57,10 @@ class HermesReader:
     def end(self) -> Said:
         if self._call is not None:
             self._leave(self._call)
-        self._content(self._held)
+        if not (self._unclosed and self._quiet and CLOSE.startswith(self._held)):  # else a closing tag was cut off
+            self._content(self._held)
         self._held = ""
-        if not self._calls:
+        if not self._telling.calls:
             self._telling.content("".join(self._space))
         return self._telling.said()
 
@@ -84,8 +84,7 @@ class HermesReader:
         if call.told:
             self._quiet = True
             self._space.clear()
-            if self._max_calls is None or self._calls < self._max_calls:
-                call.tell(self._telling, self._calls)
+            call.tell(self._telling)
         if call.over:
             self._leave(call)
         return pos
@@ -93,7 +92,7 @@ class HermesReader:
     def _leave(self, call: CallObject) -> None:
         self._call = None
         if call.told:
-            self._calls += 1
+            self._telling.calls += 1
             self._unclosed = True
         else:
             self._content(call.untold)

@@ -30,22 +30,19 @@ _KEYS_BEFORE_NAME: Final = frozenset({"type", "id"})
 
 
 class LlamaReader:
-    """Reads one choice's text, which may call the tools `names`. Of more than `max_calls` calls the later ones are
-    left out."""
+    """Reads one choice's text, which may call the tools `names`."""
 
-    __slots__ = ("_array", "_call", "_calls", "_closed", "_held", "_known", "_max_calls", "_plain", "_raw", "_telling")
+    __slots__ = ("_array", "_call", "_closed", "_held", "_known", "_plain", "_raw", "_telling")
 
     def __init__(self, names: Collection[str], max_calls: int | None = None) -> None:
         self._known: Final = frozenset(names)
-        self._max_calls: Final = max_calls
-        self._telling: Final = Telling()
+        self._telling: Final = Telling(max_calls)
         self._held = ""  # the end of the text so far, which may be the beginning of a tag
         self._raw: Final[list[str]] = []  # what stands before a call, since the beginning or the last call
         self._array = False
         self._closed = False  # the array is
         self._plain = False  # from here on all is content
         self._call: CallObject | None = None
-        self._calls = 0  # that are over
 
     def feed(self, text: str) -> Said:
         text, self._held = self._held + text, ""
@@ -60,7 +57,7 @@ class LlamaReader:
     def end(self) -> Said:
         if self._call is not None:
             self._leave(self._call)
-        if not self._plain and (self._held or not self._calls):
+        if not self._plain and (self._held or not self._telling.calls):
             self._give_up()
         self._telling.content(self._held)
         self._held = ""
@@ -68,12 +65,12 @@ class LlamaReader:
 
     def _between(self, text: str, pos: int) -> int:
         """Before an object, or behind the last one."""
-        space = (_SEPARATORS if self._calls else _SPACE).match(text, pos)
+        space = (_SEPARATORS if self._telling.calls else _SPACE).match(text, pos)
         behind = self._mark(text, pos) if space is None or space.end() == pos else space.end()
         if behind > pos:
             self._raw.append(text[pos:behind])
             return behind
-        if text[pos] == "]" and self._array and self._calls and not self._closed:
+        if text[pos] == "]" and self._array and self._telling.calls and not self._closed:
             self._closed = True
             self._raw.clear()
             return pos + 1
@@ -89,7 +86,7 @@ class LlamaReader:
 
     def _mark(self, text: str, pos: int) -> int:
         """Behind the array's bracket or the tag, if one is to be expected at `pos`."""
-        if text[pos] == "[" and not (self._calls or self._array):
+        if text[pos] == "[" and not (self._telling.calls or self._array):
             self._array = True
             return pos + 1
         if text.startswith(PYTHON_TAG, pos) and not self._closed:
@@ -101,8 +98,7 @@ class LlamaReader:
         pos = call.feed(text, pos)
         if call.told:
             self._raw.clear()
-            if self._max_calls is None or self._calls < self._max_calls:
-                call.tell(self._telling, self._calls)
+            call.tell(self._telling)
         if call.over:
             self._leave(call)
         return pos
@@ -110,7 +106,7 @@ class LlamaReader:
     def _leave(self, call: CallObject) -> None:
         self._call = None
         if call.told:
-            self._calls += 1
+            self._telling.calls += 1
         else:
             self._raw.append(call.untold)
             self._give_up()

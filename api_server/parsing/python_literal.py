@@ -6,6 +6,8 @@ too, for models mix the two. No expression is evaluated. Time is linear in the t
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from api_server.parsing.json_scan import MAX_DEPTH
@@ -115,125 +117,109 @@ class LiteralScan:
 
 def to_json(text: str) -> str:
     """The literal as JSON text. Raises ValueError for what is none, and for one that JSON can't say."""
-    parser = _Parser(text)
-    parser.value()
-    parser.expect_end()
-    return "".join(parser.out)
+    translation = _Translation()
+    for token in _tokens(text):
+        translation.take(token)
+    json.loads(made := "".join(translation.out), parse_int=str, parse_float=str)
+    return made
 
 
-class _Parser:
-    """Recursive descent, one level of Python's stack or two per bracket; the scan has bounded those."""
+def _tokens(text: str) -> Iterator[re.Match[str]]:
+    pos = 0
+    while (token := _TOKEN.match(text, pos)) is not None:
+        yield token
+        pos = token.end()
+    if text[pos:].strip():
+        raise ValueError("no Python literal")
 
-    def __init__(self, text: str) -> None:
+
+@dataclass(slots=True)
+class _Bracket:
+    mark: str
+    place: int  # in what is written
+    comma: bool = False  # there is one in it
+
+
+class _Translation:
+    """Goes through the tokens once and writes each as JSON has it. What Python and JSON have alike is not checked
+    here: JSON's own parser does that with what was written."""
+
+    def __init__(self) -> None:
         self.out: Final[list[str]] = []
-        self._text: Final = text
-        self._depth = 0
-        self._pos = 0
-        self._token = self._next()
+        self._brackets: Final[list[_Bracket]] = []
+        self._last = ""  # token: a mark, `word` or `string`; any closing bracket is `]`
 
-    def _next(self) -> re.Match[str] | None:
-        """The token at the position, which moves behind it; None at the end."""
-        token = _TOKEN.match(self._text, self._pos)
-        if token is None:
-            if self._text[self._pos :].strip():
-                raise ValueError("no Python literal")
-            return None
-        self._pos = token.end()
-        return token
+    def take(self, token: re.Match[str]) -> None:
+        match token["mark"]:
+            case None:
+                self._scalar(token)
+            case "," | ":" as mark:
+                self._part(mark)
+            case mark if mark in _CLOSERS:
+                self._open(mark)
+            case mark:
+                self._close(mark)
 
-    def _advance(self) -> re.Match[str]:
-        token = self._token
-        if token is None:
-            raise ValueError("the literal is not complete")
-        self._token = self._next()
-        return token
-
-    def _at(self, mark: str) -> bool:
-        return self._token is not None and self._token["mark"] == mark
-
-    def _skip(self, mark: str) -> bool:
-        """Whether the mark stands here; it is read then."""
-        found = self._at(mark)
-        if found:
-            self._advance()
-        return found
-
-    def expect_end(self) -> None:
-        if self._token is not None:
-            raise ValueError("more than one literal")
-
-    def value(self) -> None:
-        """Writes the value that begins here."""
-        if self._depth > MAX_DEPTH:
-            raise ValueError("nested too deep")
-        self._depth += 1
-        if self._skip("["):
-            self._list()
-        elif self._skip("("):
-            self._tuple()
-        elif self._skip("{"):
-            self._dict()
+    def _scalar(self, token: re.Match[str]) -> None:
+        said = _string(token)
+        joins = said is not None and self._last == "string"  # Python joins adjacent strings
+        if self._behind_value and not joins:
+            raise ValueError("a comma is missing")
+        if said is None:
+            self.out.append(_word(token))
+        elif joins:
+            self.out[-1:] = [_escape(said), '"']
         else:
-            self.out.append(self._scalar())
-        self._depth -= 1
+            self.out.extend(('"', _escape(said), '"'))
+        self._last = "word" if said is None else "string"
 
-    def _list(self) -> None:
-        self.out.append("[")
-        self._items("]")
-        self.out.append("]")
+    def _open(self, mark: str) -> None:
+        if self._behind_value:
+            raise ValueError("a comma is missing")
+        if len(self._brackets) == MAX_DEPTH:
+            raise ValueError("nested too deep")
+        self._brackets.append(_Bracket(mark, len(self.out)))
+        self.out.append("{" if mark == "{" else "[")
+        self._last = mark
 
-    def _tuple(self) -> None:
-        """A bracket around one value without a comma is no tuple."""
-        place = len(self.out)
-        self.out.append("")
-        is_tuple = self._items(")") != (1, False)
-        if is_tuple:
-            self.out[place] = "["
-            self.out.append("]")
-
-    def _items(self, closer: str) -> tuple[int, bool]:
-        """How many there are, and whether a comma follows the last one."""
-        count, comma = 0, False
-        while not self._skip(closer):
-            if count:
-                if not comma:
-                    raise ValueError("a comma is missing")
-                self.out.append(", ")
-            self.value()
-            count += 1
-            comma = self._skip(",")
-        return count, comma
-
-    def _dict(self) -> None:
-        self.out.append("{")
-        separator = ""
-        while not self._skip("}"):
-            key = self._scalar()
-            self.out.append(separator + (key if key.startswith('"') else f'"{key}"'))
-            if not self._skip(":"):
-                raise ValueError("a colon is missing")
-            self.out.append(": ")
-            self.value()
-            if not self._skip(",") and not self._at("}"):
-                raise ValueError("a comma is missing")
-            separator = ", "
-        self.out.append("}")
-
-    def _scalar(self) -> str:
-        token = self._advance()
-        if (name := token["name"]) is not None:
-            if name not in _NAMES:
-                raise ValueError(f"{name} is no literal")
-            return _NAMES[name]
-        if token["sign"] is not None:
-            return _number(token)
-        if (said := _string(token)) is None:
+    def _part(self, mark: str) -> None:
+        if not (self._brackets and self._behind_value):
             raise ValueError("a value is missing")
-        strings = [said]
-        while self._token is not None and (said := _string(self._token)) is not None:  # Python joins adjacent strings
-            strings.append(said)
-            self._advance()
-        return _quote("".join(strings))
+        bracket = self._brackets[-1]
+        if mark == ",":
+            bracket.comma = True
+        elif bracket.mark != "{" or self._last == "]":
+            raise ValueError("what is before a colon is no key")
+        elif self._last == "word":
+            self.out[-1] = f'"{self.out[-1]}"'
+        self.out.append(mark + " ")
+        self._last = mark
+
+    def _close(self, mark: str) -> None:
+        if not self._brackets or _CLOSERS[self._brackets[-1].mark] != mark:
+            raise ValueError("a bracket does not fit")
+        bracket = self._brackets.pop()
+        if self._last == ",":
+            self.out.pop()
+        if mark == ")" and not bracket.comma and self._last != "(":
+            self.out[bracket.place] = ""  # around one value it makes no tuple
+        else:
+            self.out.append("]" if mark == ")" else mark)
+        self._last = "]"
+
+    @property
+    def _behind_value(self) -> bool:
+        return self._last in ("word", "string", "]")
+
+
+def _word(token: re.Match[str]) -> str:
+    """A number or a name."""
+    name = token["name"]
+    if name is None:
+        return _number(token)
+    if name not in _NAMES:
+        raise ValueError(f"{name} is no literal")
+    return _NAMES[name]
 
 
 def _string(token: re.Match[str]) -> str | None:
@@ -252,10 +238,10 @@ def _unescape(escape: re.Match[str]) -> str:
     return _LETTERS.get(escape["letter"], escape[0])
 
 
-def _quote(text: str) -> str:
-    """As a JSON string. A surrogate can't be written in UTF-8, so it is escaped; two that belong together then are one
-    character to whoever reads the JSON."""
-    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text, ensure_ascii=False))
+def _escape(text: str) -> str:
+    """As JSON has it between quotes. A surrogate can't be written in UTF-8, so it is escaped; two that belong together
+    then are one character to whoever reads the JSON."""
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text, ensure_ascii=False)[1:-1])
 
 
 def _number(token: re.Match[str]) -> str:

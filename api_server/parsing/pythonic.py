@@ -47,16 +47,13 @@ class _At(Enum):
 
 
 class PythonicReader:
-    """Reads one choice's text, which may call the tools `names`. Of more than `max_calls` calls the later ones are
-    left out."""
+    """Reads one choice's text, which may call the tools `names`."""
 
     __slots__ = (
         "_at",
-        "_calls",
         "_held",
         "_keyword",
         "_known",
-        "_max_calls",
         "_members",
         "_name",
         "_raw",
@@ -67,12 +64,10 @@ class PythonicReader:
 
     def __init__(self, names: Collection[str], max_calls: int | None = None) -> None:
         self._known: Final = frozenset(names)
-        self._max_calls: Final = max_calls
-        self._telling: Final = Telling()
+        self._telling: Final = Telling(max_calls)
         self._at = _At.START
         self._held = ""  # the end of the text so far, which may be the beginning of a tag, a name or a keyword
         self._raw: Final[list[str]] = []  # not told yet
-        self._calls = 0  # that are over
         self._name: str | None = None  # of the call, until it is told
         self._members = 0  # of its arguments, told so far
         self._keyword: str | None = None  # None is `**`
@@ -91,7 +86,7 @@ class PythonicReader:
     def end(self) -> Said:
         if self._at is not _At.PLAIN:
             rest = "".join(self._raw) + self._held
-            if rest.strip(SPACE + ",") or not self._calls:
+            if rest.strip(SPACE + ",") or not self._telling.calls:
                 self._telling.content(rest)
         return self._telling.said()
 
@@ -108,7 +103,7 @@ class PythonicReader:
                 return self._tag(text, pos, (PYTHON_START, PYTHON_TAG))
             case _At.NAME if text[pos] != "]":
                 return self._in_name(text, pos)
-            case _At.NAME | _At.AFTER if text[pos] == "]" and self._calls:
+            case _At.NAME | _At.AFTER if text[pos] == "]" and self._telling.calls:
                 self._raw.clear()
                 self._at = _At.CLOSED
                 return pos + 1
@@ -127,7 +122,7 @@ class PythonicReader:
         for tag in tags:
             if text.startswith(tag, pos):
                 self._read(text, pos, pos + len(tag), self._at)
-                if self._calls:
+                if self._telling.calls:
                     self._raw.clear()
                 return pos + len(tag)
         if unfinished(text, tags, pos) == pos:
@@ -184,14 +179,13 @@ class PythonicReader:
     def _close_call(self, pos: int) -> int:
         """At the bracket behind the arguments."""
         self._tell("}" if self._members else "{}")
-        self._calls += 1
+        self._telling.calls += 1
         self._at = _At.AFTER
         return pos + 1
 
     def _tell(self, arguments: str) -> None:
         """A part of the call's arguments; all that was read until now is told by it."""
-        if self._max_calls is None or self._calls < self._max_calls:
-            self._telling.call(self._calls, self._name, arguments)
+        self._telling.call(self._name, arguments)
         self._name = None
         self._raw.clear()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from api_server.parsing import Reader, hermes, llama, pythonic, reasoning
-from api_server.parsing.content import ContentReader
+from api_server.parsing.content import CallsReader, ContentReader
 
 AUTO: Final = "auto"
 NONE: Final = "none"
@@ -118,11 +118,18 @@ def reasoning_dialect(parser: str, template: str | None) -> ReasoningDialect | N
 
 
 def reader(
-    tools: ToolDialect | None, names: Collection[str] = (), *, max_calls: int | None = None, opened: bool | None = None
+    tools: ToolDialect | None,
+    names: Collection[str] = (),
+    *,
+    max_calls: int | None = None,
+    calls_alone: bool = False,
+    opened: bool | None = None,
 ) -> Reader:
-    """The reader of one choice's text. Without `tools` there are no calls in it. `opened` says whether it begins inside
-    a thought, and is None for a model that does not think."""
-    inner = ContentReader() if tools is None else tools.reader(names, max_calls)
+    """The reader of one choice's text. Without `tools` there are no calls in it, and with `calls_alone` nothing else.
+    `opened` says whether it begins inside a thought, and is None for a model that does not think."""
+    inner: Reader = ContentReader() if tools is None else tools.reader(names, max_calls)
+    if calls_alone:
+        inner = CallsReader(inner)
     return inner if opened is None else reasoning.ReasoningReader(inner, opened=opened)
 
 

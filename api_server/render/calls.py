@@ -4,7 +4,7 @@ which has no id.
 A call's id is made of the request's and of the call's place in the answer, so that it is the same whoever renders it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -17,23 +17,18 @@ from protocol.messages import FinishReason
 ID_BYTES: Final = 12
 
 
-def call_deltas(call: CallDelta, choice: int, job: Job) -> Iterator[bytes]:
-    """The deltas of a part of a call. The first tells its name alone, all that follow its arguments alone, because
-    there are clients that look for nothing else there."""
-    if call.name is not None:
-        function = b'{"name":%b,"arguments":""}' % to_json(call.name)
-        if job.legacy_calls:
-            yield b'{"function_call":%b}' % function
-        else:
-            name = to_json(call_id(job, choice, call.index))
-            head = b'{"index":%d,"id":%b,"type":"function","function":%b}' % (call.index, name, function)
-            yield b'{"tool_calls":[%b]}' % head
-    if call.arguments:
-        function = b'{"arguments":%b}' % to_json(call.arguments)
-        if job.legacy_calls:
-            yield b'{"function_call":%b}' % function
-        else:
-            yield b'{"tool_calls":[{"index":%d,"function":%b}]}' % (call.index, function)
+def told_calls(calls: Sequence[CallDelta], choice: int, job: Job) -> bytes:
+    """The member of a delta that tells these parts of calls, of which each call has one at most. Its first part has
+    its id, type and name, and the beginning of its arguments with them: one token told both."""
+    if job.legacy_calls:
+        return b'"function_call":' + _function(calls[0])
+    parts = []
+    for call in calls:
+        head = b""
+        if call.name is not None:
+            head = b'"id":%b,"type":"function",' % to_json(call_id(job, choice, call.index))
+        parts.append(b'{"index":%d,%b"function":%b}' % (call.index, head, _function(call)))
+    return b'"tool_calls":[%b]' % b",".join(parts)
 
 
 def whole_call(call: CallDelta, choice: int, job: Job) -> MadeToolCall:
@@ -46,7 +41,11 @@ def call_id(job: Job, choice: int, index: int) -> str:
 
 
 def chat_finish_name(reason: FinishReason, calls: int, job: Job) -> ChatFinishName:
-    """As OpenAI has it: an answer with calls ended for them, unless a call of this function was all it could be."""
-    if reason is FinishReason.STOP and calls and not job.named_call:
-        return "function_call" if job.legacy_calls else "tool_calls"
-    return FINISH_NAMES[reason]
+    """As OpenAI has it: an answer with calls ended for them, unless a call of this function was all it could be. There
+    is no name of its own for the older functions."""
+    return "tool_calls" if reason is FinishReason.STOP and calls and not job.named_call else FINISH_NAMES[reason]
+
+
+def _function(call: CallDelta) -> bytes:
+    name = b"" if call.name is None else b'"name":%b,' % to_json(call.name)
+    return b'{%b"arguments":%b}' % (name, to_json(call.arguments))

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from api_server.job import Job
 from api_server.parsing import Said
-from api_server.render.calls import call_deltas, chat_finish_name, whole_call
+from api_server.render.calls import chat_finish_name, told_calls, whole_call
 from api_server.render.frame import SSE, ChunkTemplate, Framing, finish_name, to_json
-from api_server.render.logprobs import chat_logprobs
+from api_server.render.logprobs import chat_logprobs, long_chat_logprobs
 from api_server.render.long import LongLists
 from api_server.render.prompt import long_prompt_logprobs, slices
 from api_server.render.reading import Reading
@@ -34,8 +34,8 @@ class ChatRenderer:
     """A choice's first chunk gives its role and comes with its first token, so that the time to the first event is the
     time to the first token. The finish reason rides on the chunk of the last token. Used once.
 
-    Where the job has a reader, reasoning, content and each call are told in chunks of their own; log probabilities and
-    token ids come with the last chunk of a piece, also if the text of its tokens is held back.
+    A piece is one chunk, so that whoever has it has all that its tokens told: reasoning, content and calls beside each
+    other, where the job has a reader. Log probabilities and token ids are told also if the text is held back.
     """
 
     def __init__(self, job: Job, framing: Framing = SSE) -> None:
@@ -60,11 +60,9 @@ class ChatRenderer:
         text = piece.text
         if self._bare and piece.finish is None and piece.logprobs is None:
             return opening + self._plain_open[piece.index] + to_json(text) + self._plain_close if text else opening
-        *early, last = self._deltas(piece)
-        usage = usage and self._detailed(usage)
-        told = [self._choice(piece.index, delta, PLAIN_MEMBERS) + self._template.close(usage) for delta in early]
+        delta = self._delta(piece)
         tokens = piece.tokens if self._job.return_token_ids else None
-        if last == NOTHING and piece.finish is None and piece.logprobs is None and tokens is None:
+        if delta == NOTHING and piece.finish is None and piece.logprobs is None and tokens is None:
             return opening
         members = b',"logprobs":%b,"finish_reason":%b' % (
             to_json(chat_logprobs(piece, self._job.vocabulary)),
@@ -74,8 +72,8 @@ class ChatRenderer:
             members += b',"stop_reason":' + to_json(piece.stop_reason)
         if tokens is not None:
             members += b',"token_ids":' + to_json(tokens)
-        told.append(self._choice(piece.index, last, members) + self._template.close(usage))
-        return opening + b"".join(told)
+        usage = usage and self._detailed(usage)
+        return opening + self._choice(piece.index, delta, members) + self._template.close(usage)
 
     def tail(self, usage: Usage) -> bytes:
         return self._template.tail(self._detailed(usage) if self._job.include_usage else None)
@@ -86,7 +84,7 @@ class ChatRenderer:
             ChatChoice(
                 piece.index,
                 self._message(piece),
-                chat_logprobs(piece, job.vocabulary),
+                long_chat_logprobs(piece, job.vocabulary, lists),
                 self._finish_name(piece),
                 piece.stop_reason,
                 piece.tokens if job.return_token_ids else UNSET,
@@ -103,10 +101,10 @@ class ChatRenderer:
             self._detailed(usage),
             job.submission.prompts[0] if job.return_token_ids else UNSET,
         )
-        if job.prompt_logprobs is None:
-            return to_json(whole)
-        parts = long_prompt_logprobs(job, slices(job, 0, pieces[0].prompt_logprobs))
-        return lists.body(replace(whole, prompt_logprobs=lists.add(parts)))
+        if job.prompt_logprobs is not None:
+            parts = long_prompt_logprobs(job, slices(job, 0, pieces[0].prompt_logprobs))
+            whole = replace(whole, prompt_logprobs=lists.add(parts))
+        return lists.body(whole)
 
     def _opening(self, piece: Piece, usage: Usage | None) -> bytes:
         """The role chunk, from before the piece's tokens; the first of a stream also has the prompt's token ids and the
@@ -137,19 +135,19 @@ class ChatRenderer:
         parts = long_prompt_logprobs(self._job, slices(self._job, 0, piece.prompt_logprobs))
         return b',"prompt_logprobs":[%b]' % b",".join(parts)
 
-    def _deltas(self, piece: Piece) -> list[bytes]:
-        """What is new in the piece; nothing is a delta, too."""
+    def _delta(self, piece: Piece) -> bytes:
+        """What is new in the piece, which may be nothing."""
         if not self._readings:
-            return [b'{"content":%b}' % to_json(text) if (text := piece.text) else NOTHING]
+            return b'{"content":%b}' % to_json(text) if (text := piece.text) else NOTHING
         said = self._readings[piece.index].hear(piece)
-        deltas = []
+        members = []
         if said.reasoning:
-            deltas.append(b'{"reasoning_content":%b}' % to_json(said.reasoning))
+            members.append(b'"reasoning_content":' + to_json(said.reasoning))
         if said.content:
-            deltas.append(b'{"content":%b}' % to_json(said.content))
-        for call in said.calls:
-            deltas += call_deltas(call, piece.index, self._job)
-        return deltas or [NOTHING]
+            members.append(b'"content":' + to_json(said.content))
+        if said.calls:
+            members.append(told_calls(said.calls, piece.index, self._job))
+        return b"{%b}" % b",".join(members)
 
     def _message(self, piece: Piece) -> AssistantMessage:
         """All of a choice."""

@@ -80,7 +80,7 @@ class CompletionRenderer:
         ]
         rid = job.submission.rid
         whole = Completion(rid, "text_completion", job.created, job.model, job.fingerprint, choices, usage)
-        return lists.body(whole) if self._scored else to_json(whole)
+        return lists.body(whole)
 
     # ------------------------------------------------------------------------------------------------ the prompt
 
@@ -116,10 +116,8 @@ class CompletionRenderer:
         return self._choice(index, text, members) + self._template.close(usage)
 
     def _logprobs(self, piece: Piece, pieces: list[Piece], lists: LongLists) -> CompletionLogprobs | None:
-        own = completion_logprobs(piece, self._job.vocabulary, len(self._echo(piece.index)))
-        if own is None or self._job.echo_offsets is None:
-            return own
-        return prompts.long_logprobs(self._job, self._slices(piece, pieces), own, lists)
+        parts = self._slices(piece, pieces) if self._job.echo_offsets is not None else ()
+        return prompts.long_logprobs(self._job, parts, piece, len(self._echo(piece.index)), lists)
 
     def _slices(self, piece: Piece, pieces: list[Piece]) -> list[prompts.Slice]:
         """All of a choice's prompt, whose log probabilities came with the first choice."""

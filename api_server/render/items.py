@@ -83,10 +83,8 @@ def usage_of(usage: Usage, reasoning_tokens: int) -> ResponseUsage:
 
 
 def failure_of(error: ApiError) -> ResponseFailure:
-    """The nearest of OpenAI's codes for a response that failed."""
-    if error.code == "queue_full":
-        return ResponseFailure("rate_limit_exceeded", error.message)
-    return ResponseFailure("server_error" if error.status >= 500 else "invalid_prompt", error.message)
+    """The nearest of OpenAI's codes for a response that failed once it had begun."""
+    return ResponseFailure("invalid_prompt" if error.code == "request_quarantined" else "server_error", error.message)
 
 
 def _own(part: Part, response_id: str) -> str:

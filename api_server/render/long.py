@@ -21,9 +21,14 @@ class LongLists:
         self._lists.append(parts)
         return Raw(MARK)
 
-    def body(self, value: object) -> Iterator[bytes]:
-        """The JSON of `value`, with its lists. Each part of a list is made when it is asked for."""
-        before, *rest = to_json(value).split(MARK)
+    def body(self, value: object) -> bytes | Iterator[bytes]:
+        """The JSON of `value`, with its lists. Each part of a list is made when it is asked for; without a list, there
+        are no parts."""
+        data = to_json(value)
+        return self._filled(data) if self._lists else data
+
+    def _filled(self, data: bytes) -> Iterator[bytes]:
+        before, *rest = data.split(MARK)
         yield before
         for parts, after in zip(self._lists, rest, strict=True):
             separator = b"["

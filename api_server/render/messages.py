@@ -38,7 +38,6 @@ from protocol.messages import FinishReason
 
 MESSAGE_PREFIX: Final = "msg_"
 CALL_PREFIX: Final = "toolu_"
-PING: Final = b'event: ping\ndata: {"type":"ping"}\n\n'
 DELTAS: Final[dict[Kind, type[TextDelta | ThinkingDelta | InputDelta]]] = {
     "text": TextDelta,
     "reasoning": ThinkingDelta,

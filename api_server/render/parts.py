@@ -1,14 +1,14 @@
 """One choice's answer as parts - reasoning, text, calls - in the order in which the model wrote them: what the APIs
 that have items or content blocks are rendered from.
 
-Text is read token by token, so that the parts do not depend on how tokens were grouped into pieces. Knows no wire
-shape.
+The parts do not depend on how tokens were grouped into pieces. Knows no wire shape.
 """
 
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from api_server.parsing import CallDelta, Reader, Said
+from api_server.render.reading import Reading
 from api_server.text import Piece
 from protocol.messages import FinishReason
 
@@ -54,47 +54,38 @@ class Parts:
 
     def __init__(self, reader: Reader | None) -> None:
         """Without a reader, everything is text."""
-        self._reader: Final = reader
+        self._reading: Final = None if reader is None else Reading(reader)
         self._open: Part | None = None
         self._changes: list[Change] = []
         self._call = -1  # the reader's index of the call that is open, or was last
-        self._tokens = 0
         self.all: Final[list[Part]] = []
-        self.reasoning_tokens = 0
 
     @property
     def called(self) -> bool:
         """Some function is to be called."""
         return self._call >= 0
 
+    @property
+    def reasoning_tokens(self) -> int:
+        return 0 if self._reading is None else self._reading.reasoning_tokens
+
     def feed(self, piece: Piece) -> list[Change]:
         """What changes with the piece, in order. A piece with log probabilities grows a text even by nothing: they
         are told with it."""
         self._changes = []
-        if self._reader is None:
-            if (text := piece.text) or piece.logprobs:
-                self._grow("text", text)
-        else:
-            self._read(self._reader, piece)
+        if self._reading is not None:
+            for said in self._reading.each(piece):
+                self._hear(said)
+        elif (text := piece.text) or piece.logprobs:
+            self._grow("text", text)
         if piece.finish is not None:
             self._end(piece.finish)
         return self._changes
-
-    def _read(self, reader: Reader, piece: Piece) -> None:
-        for text in piece.texts:
-            self._tokens += 1
-            if text:
-                self._hear(reader.feed(text))
-        if piece.rest:
-            self._hear(reader.feed(piece.rest))
-        if piece.finish is not None:
-            self._hear(reader.end())
 
     def _hear(self, said: Said) -> None:
         """What one token said. Only calls that begin come after the text beside them."""
         if said.reasoning:
             self._grow("reasoning", said.reasoning)
-            self.reasoning_tokens = self._tokens
         going_on = [call for call in said.calls if call.index == self._call]
         for call in going_on:
             self._call_on(call)

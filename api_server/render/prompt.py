@@ -4,14 +4,17 @@ prompt as the beginning of a completion's own.
 Both are made a slice at a time: streamed, each slice is a chunk; in one body, it is a part of a list.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 from api_server.detokenize import Vocabulary
 from api_server.job import Job
+from api_server.render import logprobs as own
 from api_server.render.logprobs import name, named_tops, reported
 from api_server.render.long import LongLists, elements
 from api_server.schema.responses import CompletionLogprobs, PromptTokenLogprob
+from api_server.text import Piece
 from protocol.prompt_logprobs import PromptLogprobs
 
 
@@ -82,19 +85,22 @@ def echo_logprobs(job: Job, part: Slice) -> CompletionLogprobs:
     return CompletionLogprobs(_offsets(job, part), _logprobs(job, part), _names(job, part), _tops(job, part))
 
 
-def long_logprobs(job: Job, parts: Sequence[Slice], own: CompletionLogprobs, lists: LongLists) -> CompletionLogprobs:
-    """Those of an echoed prompt and of the output behind it, for a body made of `lists`."""
+def long_logprobs(
+    job: Job, parts: Sequence[Slice], piece: Piece, base: int, lists: LongLists
+) -> CompletionLogprobs | None:
+    """Those of an echoed prompt, if there are `parts` of it, and of the output behind it, for a body made of `lists`.
+    None if no log probabilities were asked for."""
+    if piece.logprobs is None:
+        return None
 
-    def column(of: Callable[[Job, Slice], object], rest: object) -> Iterator[bytes]:
-        for part in parts:
-            yield elements(of(job, part))
-        yield elements(rest)
+    def column(prompt: Iterator[object], output: Iterator[object]) -> Any:
+        return lists.add(map(elements, chain(prompt, output)))
 
     return CompletionLogprobs(
-        lists.add(column(_offsets, own.text_offset)),
-        lists.add(column(_logprobs, own.token_logprobs)),
-        lists.add(column(_names, own.tokens)),
-        lists.add(column(_tops, own.top_logprobs)),
+        column((_offsets(job, part) for part in parts), (own.offsets(span, base) for span in own.spans(piece))),
+        column((_logprobs(job, part) for part in parts), map(own.likelihoods, own.spans(piece))),
+        column((_names(job, part) for part in parts), (own.names(span, job.vocabulary) for span in own.spans(piece))),
+        column((_tops(job, part) for part in parts), (own.tops(span, job.vocabulary) for span in own.spans(piece))),
     )
 
 

@@ -1,9 +1,10 @@
-"""What a choice's pieces say, for the chat's own shape: content, reasoning and calls beside each other.
+"""What a choice's pieces say: content, reasoning and calls.
 
 Text is read token by token, so that what was said by a token depends on the tokens up to it alone. Knows no wire
 shape.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 from api_server.parsing import CallDelta, Reader, Said
@@ -19,17 +20,20 @@ class Reading:
         self.calls = 0
         self.reasoning_tokens = 0  # up to the last one that added to the reasoning
 
-    def hear(self, piece: Piece) -> Said:
-        """What is new. Of each call, the deltas of a piece are joined to one."""
-        heard = []
+    def each(self, piece: Piece) -> Iterator[Said]:
+        """What each token says, and then what only the end made certain."""
         for text in piece.texts:
             self._tokens += 1
             if text:
-                heard.append(self._note(self._reader.feed(text)))
+                yield self._note(self._reader.feed(text))
         if piece.rest:
-            heard.append(self._note(self._reader.feed(piece.rest)))
+            yield self._note(self._reader.feed(piece.rest))
         if piece.finish is not None:
-            heard.append(self._note(self._reader.end()))
+            yield self._note(self._reader.end())
+
+    def hear(self, piece: Piece) -> Said:
+        """All that the piece says. The parts of a call are joined to one."""
+        heard = list(self.each(piece))
         return heard[0] if len(heard) == 1 else _joined(heard)
 
     def _note(self, said: Said) -> Said:

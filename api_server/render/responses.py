@@ -146,7 +146,7 @@ class ResponsesRenderer:
         where = self._where(part)
         match part.kind:
             case "call":
-                done = self._event(events.ArgumentsDone, arguments=part.text, **where)
+                done = self._event(events.ArgumentsDone, name=part.name, arguments=part.text, **where)
             case "reasoning":
                 done = self._event(events.ReasoningDone, text=part.text, **where)
             case "text":

@@ -1,4 +1,4 @@
-"""vLLM's extension parameters, for the APIs whose own are few: the same names and ranges as on the chat route."""
+"""The sampling parameters that no API has under another name, most of them vLLM's extensions."""
 
 from msgspec import Struct
 
@@ -7,7 +7,9 @@ from api_server.schema.messages import Scalars
 from protocol.sampling import Seed
 
 
-class Extensions(Struct, kw_only=True, frozen=True):
+class Sampling(Struct, kw_only=True, frozen=True):
+    """What every generating route takes."""
+
     top_k: fields.TopK | None = None
     min_p: fields.MinP | None = None
     seed: Seed | None = None
@@ -23,4 +25,9 @@ class Extensions(Struct, kw_only=True, frozen=True):
     priority: fields.Priority | None = None
     cache_salt: fields.CacheSalt | None = None
     timeout: fields.TimeoutS | None = None
+
+
+class Extensions(Sampling, kw_only=True, frozen=True):
+    """What the chat route takes, for the APIs whose own parameters are few."""
+
     chat_template_kwargs: Scalars | None = None

@@ -18,8 +18,11 @@ class SocketMessage(Struct, frozen=True):
     body: Raw = Raw()
 
 
+ABSENT = (Raw(), Raw(b"null"))
+
+
 class GenerationKind(Struct, frozen=True):
-    """Enough of a body to tell which route's it is. What is not there is empty."""
+    """Enough of a body to tell which route's it is."""
 
     messages: Raw = Raw()
     prompt: Raw = Raw()

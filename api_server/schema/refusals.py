@@ -43,7 +43,7 @@ NOT_ON_PLAIN_ROUTES: Final = (
     Refusal(
         "logprobs",
         "this route has no log probabilities; use /v1/completions",
-        lambda field: field("logprobs") not in (None, False),
+        lambda field: field("logprobs") is not None and field("logprobs") is not False,
     ),
     Refusal(
         "prompt_logprobs",

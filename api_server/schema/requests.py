@@ -6,10 +6,11 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from api_server.schema import fields
+from api_server.schema.extensions import Sampling
 from api_server.schema.formats import Choices, GrammarText, ResponseFormat, Schema, StructuredOutputs
 from api_server.schema.messages import Anything, Messages, Scalars
 from api_server.schema.tools import FunctionChoice, Functions, ToolChoice, Tools
-from protocol.sampling import Seed, TokenId, TopLogprobs
+from protocol.sampling import TokenId, TopLogprobs
 
 Prompt = str | list[TokenId]
 Prompts = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
@@ -21,29 +22,17 @@ class StreamOptions(Struct, frozen=True):
     resumable: bool | None = None
 
 
-class GenerationRequest(Struct, kw_only=True, frozen=True):
-    """What all generating routes share: the sampling parameters, and how the answer is delivered."""
+class GenerationRequest(Sampling, kw_only=True, frozen=True):
+    """What OpenAI's routes and ours share: the sampling parameters, and how the answer is delivered."""
 
     model: str | None = None
     max_tokens: fields.MaxTokens | None = None
     temperature: fields.Temperature | None = None
     top_p: fields.TopP | None = None
-    top_k: fields.TopK | None = None
-    min_p: fields.MinP | None = None
     n: fields.Choices | None = None
-    seed: Seed | None = None
     stop: fields.StopStrings | None = None
-    stop_token_ids: fields.StopTokenIds | None = None
-    presence_penalty: fields.Penalty | None = None
-    frequency_penalty: fields.Penalty | None = None
-    repetition_penalty: fields.RepetitionPenalty | None = None
-    logit_bias: fields.LogitBias | None = None
-    min_tokens: fields.MinTokens | None = None
-    ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    allowed_token_ids: fields.AllowedTokenIds | None = None
-    bad_words: fields.BadWords | None = None
     prompt_logprobs: TopLogprobs | None = None
     echo: bool | None = None
     stream: bool | None = None
@@ -57,9 +46,6 @@ class GenerationRequest(Struct, kw_only=True, frozen=True):
     guided_grammar: GrammarText | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    priority: fields.Priority | None = None
-    cache_salt: fields.CacheSalt | None = None
-    timeout: fields.TimeoutS | None = None
 
 
 class ChatRequest(GenerationRequest, kw_only=True, frozen=True):

@@ -6,8 +6,7 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 FinishName = Literal["stop", "length"]
-# `function_call` is for requests with `functions`, as `tools` were called before.
-ChatFinishName = Literal["stop", "length", "tool_calls", "function_call"]
+ChatFinishName = Literal["stop", "length", "tool_calls"]
 
 
 class PromptTokensDetails(Struct, frozen=True):
@@ -89,7 +88,8 @@ class MadeToolCall(Struct, frozen=True):
 
 
 class AssistantMessage(Struct, frozen=True):
-    """Content is null where there is none beside calls or reasoning."""
+    """Content is null where there is none beside calls or reasoning. `function_call` is for requests with `functions`,
+    as `tools` were called before."""
 
     role: Literal["assistant"]
     content: str | None

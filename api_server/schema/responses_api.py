@@ -17,6 +17,17 @@ from api_server.schema.tools import MAX_TOOLS, Name
 from protocol.sampling import TopLogprobs
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
+# All but the first are about tools that are not served, or about reasoning that is not hidden: they add nothing.
+Includable = Literal[
+    "message.output_text.logprobs",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+]
 
 
 class InputPart(Struct, frozen=True, gc=False):
@@ -52,13 +63,20 @@ class FunctionTool(Struct, frozen=True, omit_defaults=True):
 FunctionTools = Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)]
 
 
-class ChosenTool(Struct, frozen=True, omit_defaults=True):
-    """A function that must be called, or the tools that may be."""
+class ChosenFunction(Struct, frozen=True, tag_field="type", tag="function"):
+    """It must be called, or it may be."""
 
-    type: str
-    name: str | None = None
-    mode: Literal["auto", "required"] | None = None
-    tools: list["ChosenTool"] | None = None
+    name: str
+
+
+class AllowedFunctions(Struct, frozen=True, tag_field="type", tag="allowed_tools"):
+    """Only some of the functions may be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ChosenFunction], Meta(max_length=MAX_TOOLS)]
+
+
+ToolChoice = Literal["none", "auto", "required"] | ChosenFunction | AllowedFunctions
 
 
 class JsonSchemaFormat(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="json_schema"):
@@ -94,13 +112,13 @@ class ResponsesRequest(Extensions, kw_only=True, frozen=True):
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     tools: FunctionTools | None = None
-    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = None
-    include: list[str] | None = None
+    include: list[Includable] | None = None
     stream: bool | None = None
     store: bool | None = None
-    truncation: Literal["auto", "disabled"] | None = None
+    truncation: Literal["auto", "disabled"] | None = None  # input that fits is never cut, and other input is refused
     background: bool | None = None
     previous_response_id: str | None = None
     conversation: Anything = None
@@ -166,7 +184,7 @@ class ResponseUsage(Struct, frozen=True):
 
 
 class ResponseFailure(Struct, frozen=True):
-    code: Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
+    code: Literal["server_error", "invalid_prompt"]
     message: str
 
 
@@ -190,7 +208,7 @@ class ResponseObject(Struct, kw_only=True, frozen=True):
     safety_identifier: str | None
     temperature: float
     text: TextConfig
-    tool_choice: Literal["none", "auto", "required"] | ChosenTool
+    tool_choice: ToolChoice
     tools: list[FunctionTool]
     top_logprobs: int
     top_p: float

@@ -88,6 +88,7 @@ class ArgumentsDelta(InItem, kw_only=True, frozen=True, tag="response.function_c
 
 
 class ArgumentsDone(InItem, kw_only=True, frozen=True, tag="response.function_call_arguments.done"):
+    name: str
     arguments: str
 
 

@@ -12,11 +12,11 @@ from typing import Final
 HASH_BYTES: Final = 16
 
 
-def extend_chain(chain: list[bytes], tokens: Sequence[int], block_size: int, salt: bytes, full_blocks: int) -> None:
+def extend_chain(chain: list[bytes], tokens: "array[int]", block_size: int, salt: bytes, full_blocks: int) -> None:
     """Makes `chain` hold the hashes of the first `full_blocks` blocks of `tokens`."""
     parent = chain[-1] if chain else hashlib.blake2b(salt, digest_size=HASH_BYTES, person=b"tokenwire-prefix").digest()
     for block in range(len(chain), full_blocks):
-        content = array("I", tokens[block * block_size : (block + 1) * block_size]).tobytes()
+        content = tokens[block * block_size : (block + 1) * block_size].tobytes()
         parent = hashlib.blake2b(parent + content, digest_size=HASH_BYTES).digest()
         chain.append(parent)
 

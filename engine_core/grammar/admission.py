@@ -67,7 +67,8 @@ class Admission:
         process = self._pool.find(digest)
         if process is not None and process.compiled:
             return True
-        if len(self._waiting) >= bounds.WAITING_MAX:
+        crowded = len(self._digests | {digest}) > bounds.GRAMMARS_WAITING_MAX
+        if crowded or len(self._waiting) >= bounds.REQUESTS_WAITING_MAX:
             message = f"{len(self._waiting)} requests are waiting for their grammars to be compiled already."
             raise InvalidRequest(message, code="queue_full")
         wanted = {sequence.handle for sequence in command.sequences}
@@ -94,11 +95,13 @@ class Admission:
         if not self._waiting and self._compiling is None:
             return []
         self._pool.processes.turn()
+        self._waiting = [waiting for waiting in self._waiting if waiting.peer in peers]
+        if not draining:
+            self._compile_next()  # only now: the last one has its users, and does not give way to this one
         self._hear()
-        present = [waiting for waiting in self._waiting if waiting.peer in peers]
-        done = [waiting for waiting in present if draining or self._answered(waiting)]
-        self._waiting = [waiting for waiting in present if waiting not in done]
-        self._compile_next()
+        answered = {digest for digest in self._digests if draining or self._answered(digest)}
+        done = [waiting for waiting in self._waiting if waiting.digest in answered]
+        self._waiting = [waiting for waiting in self._waiting if waiting.digest not in answered]
         commands: list[tuple[bytes, Generate | Abort]] = []
         for waiting in done:
             commands.append((waiting.peer, waiting.command))
@@ -109,9 +112,14 @@ class Admission:
 
     # ------------------------------------------------------------------------------------------------ inside
 
-    def _answered(self, waiting: Waiting) -> bool:
-        process = self._pool.find(waiting.digest)
-        refusal = self._refusals.get(waiting.digest)
+    @property
+    def _digests(self) -> set[bytes]:
+        """Of the grammars that are waited for."""
+        return {waiting.digest for waiting in self._waiting}
+
+    def _answered(self, digest: bytes) -> bool:
+        process = self._pool.find(digest)
+        refusal = self._refusals.get(digest)
         refused = refusal is not None and self._clock() < refusal.until_s
         return refused or (process is not None and process.compiled) or bool(self._pool.processes.unusable)
 

@@ -11,9 +11,9 @@ from typing import Final
 
 import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from protocol.sampling import JSON_WHITESPACE, GrammarKind
+from protocol.sampling import JSON_WHITESPACE, Grammar, GrammarKind
 
 MESSAGE_CHARS: Final = 300
 
@@ -30,7 +30,9 @@ LIMITS: Final = LLParserLimits(
     verbose_errors=False,
 )
 
-_PLACE: Final = r"^at \d+\(\d+\): "  # in the Lark that llguidance makes of other grammars
+_PLACE: Final = r"^at \d+\(\d+\): (failed to compile JSON schema: )?"  # in the Lark that is made of other grammars
+OPTIONS: Final = "x-guidance"  # the member of a schema that tells llguidance how to read it
+_GBNF: Final = re.compile(r"^\s*root\s*::=", re.MULTILINE)
 
 _choices: Final = msgspec.json.Decoder(list[str])
 
@@ -57,18 +59,22 @@ class Compiler:
         """Of a mask: a bit for each token, in whole words of 32."""
         return -(-self.tokenizer.vocab_size // 32) * 4
 
-    def compile(self, kind: GrammarKind, text: str) -> LLMatcher:
+    def compile(self, grammar: Grammar) -> LLMatcher:
         """A matcher before the first token. Raises Refused."""
+        name = _NAMES[grammar.kind]
         try:
-            grammar = _READERS[kind](text)
+            lark = _READERS[grammar.kind](grammar.text)
         except RecursionError:
-            raise Refused(f"{_NAMES[kind]} is nested too deep.") from None
+            raise Refused(f"{name} is nested too deep.") from None
         except Exception as error:  # each reader has its own
-            raise Refused(f"{_NAMES[kind]} can't be read: {_first_line(str(error))}") from error
-        matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
+            raise Refused(f"{name} can't be read: {_first_line(str(error))}") from error
+        if grammar.frame:
+            lark = f"{grammar.frame}\nanswer: %lark {{\n{lark}\n}}"
+        matcher = LLMatcher(self.tokenizer, lark, log_level=0, limits=LIMITS)
         if matcher.is_error():
-            place = "" if kind is GrammarKind.LARK else _PLACE
-            raise Refused(f"{_NAMES[kind]} can't be enforced: {re.sub(place, '', reason(matcher))}")
+            is_theirs = grammar.kind is GrammarKind.LARK and not grammar.frame
+            why = reason(matcher) if is_theirs else re.sub(_PLACE, "", reason(matcher))
+            raise Refused(f"{name} can't be enforced: {why}")
         return matcher
 
 
@@ -89,10 +95,13 @@ def _first_line(text: str) -> str:
 def _json_schema(text: str) -> str:
     schema = json.loads(text)
     if schema is True:
-        text = "{}"
+        schema = {}
     elif not isinstance(schema, dict):
         raise ValueError("a JSON schema is an object")
-    return LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": JSON_WHITESPACE})
+    options = schema.get(OPTIONS, {})
+    if isinstance(options, dict):  # else llguidance refuses them
+        schema = {**schema, OPTIONS: {"whitespace_pattern": JSON_WHITESPACE, **options}}
+    return f"start: %json {json.dumps(schema)}"
 
 
 def _regex(text: str) -> str:
@@ -107,11 +116,17 @@ def _choice(text: str) -> str:
     return "start: " + " | ".join(map(json.dumps, choices))  # Lark's strings are JSON's
 
 
+def _lark(text: str) -> str:
+    """Or the GBNF that vLLM's clients write, too."""
+    return gbnf_to_lark(text) if _GBNF.search(text) else text
+
+
+# To Lark, whose rule `start` they are.
 _READERS: Final[dict[GrammarKind, Callable[[str], str]]] = {
     GrammarKind.JSON_SCHEMA: _json_schema,
     GrammarKind.REGEX: _regex,
     GrammarKind.CHOICE: _choice,
-    GrammarKind.LARK: any_to_lark,  # takes the GBNF that vLLM's clients write, too
+    GrammarKind.LARK: _lark,
 }
 _NAMES: Final = {
     GrammarKind.JSON_SCHEMA: "The JSON schema",

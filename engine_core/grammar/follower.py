@@ -23,6 +23,7 @@ from engine_core.grammar import bounds
 from engine_core.grammar.compiler import Compiler, Refused, reason
 from engine_core.grammar.messages import (
     FRAME_BYTES,
+    GRAMMAR_BYTES,
     TICKET,
     WORN_OUT,
     Answer,
@@ -37,18 +38,20 @@ from engine_core.grammar.messages import (
     encode,
 )
 
+LEAST_URGENT: Final = 19  # of the system's priorities
 ANSWER_S: Final = 0.001  # after which answers that are there don't wait for those to come
 
 
 def run(channel: socket.socket, compiler: Compiler, slots: int) -> int:
     """The process's life, to its exit code."""
-    signal.setitimer(signal.ITIMER_REAL, bounds.COMPILE_S)
-    command = decode(channel.recv(FRAME_BYTES))
+    signal.setitimer(signal.ITIMER_REAL, bounds.COMPILE_WALL_S)
+    _limit(resource.RLIMIT_CPU, bounds.COMPILE_S)
+    command = decode(channel.recv(GRAMMAR_BYTES))
     assert isinstance(command, Compile)
     resident = _pages(1)
     _limit_memory(bounds.COMPILE_BYTES)
     try:
-        follower = Follower(channel, compiler.compile(command.kind, command.text), compiler, slots)
+        follower = Follower(channel, compiler.compile(command.grammar), compiler, slots)
         follower.rehearse()
         _give_back_memory()
         if (kept := (_pages(1) - resident) * resource.getpagesize()) > bounds.KEPT_BYTES:
@@ -59,6 +62,7 @@ def run(channel: socket.socket, compiler: Compiler, slots: int) -> int:
     except MemoryError:
         os.abort()  # as llguidance does
     _limit_memory(bounds.FOLLOW_BYTES)
+    _limit(resource.RLIMIT_CPU, resource.RLIM_INFINITY)
     signal.setitimer(signal.ITIMER_REAL, 0)
     follower.serve()
     return 0
@@ -80,6 +84,7 @@ class Follower:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._ticket_at = slots * self._row_bytes
         self._nothing = bytes(self._row_bytes)
+        self._heavy_s = 0.0  # processor time that heavy masks have taken
 
     def rehearse(self) -> None:
         """Follows a sequence drawn at random, or several short ones. Raises Refused."""
@@ -119,8 +124,10 @@ class Follower:
         since_s = time.perf_counter()
         for order in orders:
             TICKET.pack_into(self._memory, self._ticket_at, order.ticket)
+            began_s = time.process_time()
             with _limited():
                 state, message = self._follow(order)
+            self._make_way(time.process_time() - began_s)
             if order.ticket:
                 answers.append(Answer(order.ticket, order.slot, state, message))
             if answers and (state is State.BROKEN or time.perf_counter() - since_s > ANSWER_S):
@@ -130,6 +137,13 @@ class Follower:
         TICKET.pack_into(self._memory, self._ticket_at, 0)
         if answers:
             self._channel.send(encode(Answers(answers)))
+
+    def _make_way(self, seconds: float) -> None:
+        """For the engine and for other followers, if this grammar's masks are heavy: an order took so long."""
+        if seconds >= bounds.HEAVY_MASK_CPU_S:
+            self._heavy_s += seconds
+            if self._heavy_s > bounds.HEAVY_CPU_S:
+                os.nice(LEAST_URGENT)
 
     def _follow(self, order: Order) -> tuple[State, str]:
         if order.fresh:
@@ -186,7 +200,13 @@ def _pages(column: int) -> int:
 def _limit_memory(more: int) -> None:
     """To what there is, and `more` bytes."""
     size = _pages(0) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + more, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    _limit(resource.RLIMIT_AS, size + more)
+
+
+def _limit(what: int, most: int) -> None:
+    """In a way that can be undone."""
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (hard if most == resource.RLIM_INFINITY else most, hard))
 
 
 def _give_back_memory() -> None:

@@ -86,9 +86,9 @@ class Followings:
             self._followings[request] = Following(request, self._pool.lend(grammar, digest))
 
     def advance(self, requests: Sequence[Request]) -> None:
-        """They have a token more, or have ended."""
+        """They have a token more, or have ended. Where the follower still compiles, all tokens go out later."""
         followings = [self._followings[request] for request in requests if request in self._followings]
-        self._ask([following for following in followings if not following.request.ended])
+        self._ask([following for following in followings if following.ticket and not following.request.ended])
 
     def concluded(self) -> list[tuple[Request, Failure | None]]:
         """Requests that are to end now: with a failure, or because their output is complete. Those that have ended, or
@@ -154,7 +154,7 @@ class Followings:
         orders: dict[Process, list[Order]] = {}
         for following in followings:
             request = following.request
-            tokens = request.tokens[request.prompt_len + following.sent :]
+            tokens = request.tokens[request.prompt_len + following.sent :].tolist()
             begins = fresh
             while len(tokens) > TOKENS_PER_FRAME:
                 portion = Order(following.slot, begins, tokens[:TOKENS_PER_FRAME])

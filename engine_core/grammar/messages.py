@@ -11,9 +11,12 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from protocol.sampling import GrammarKind
+from protocol.sampling import Grammar
 
-FRAME_BYTES: Final = 128 << 10  # no frame is larger: a grammar has 64 KiB, and tokens come in portions
+GRAMMAR_BYTES: Final = 192 << 10  # of a Compile, at most: a grammar has twice 64 KiB
+# Of any other frame: tokens for a sequence come in portions, and orders for 4,000 sequences fit. To receive into a
+# buffer that malloc maps, from 128 KiB on, takes five times as long.
+FRAME_BYTES: Final = 96 << 10
 TOKENS_PER_FRAME: Final = 8192
 TICKET: Final = struct.Struct("<Q")  # behind the masks in the shared memory: the order that is being carried out
 WORN_OUT: Final = 7  # exit code of a follower: too many lexer states have come together, and not from one sequence
@@ -59,8 +62,7 @@ class Ended(Struct, tag=4, frozen=True, array_like=True):
 class Compile(Struct, tag=5, frozen=True, array_like=True):
     """Comes first."""
 
-    kind: GrammarKind
-    text: str
+    grammar: Grammar
 
 
 class Order(Struct, frozen=True, array_like=True):

@@ -11,7 +11,8 @@ from protocol.sampling import Grammar
 # Deaths that are the grammar's own doing. Whatever else ended a process came from outside.
 _TOO_MUCH: Final = f"takes more than {bounds.COMPILE_BYTES >> 20} MiB, or is nested too deep"
 _DEATHS: Final = {
-    -signal.SIGALRM: f"takes longer than {bounds.COMPILE_S:g} s to compile and to try",
+    -signal.SIGXCPU: f"takes longer than {bounds.COMPILE_S} s to compile and to try",
+    -signal.SIGALRM: f"takes longer than {bounds.COMPILE_WALL_S:g} s to compile and to try, beside all else",
     -signal.SIGPROF: f"takes longer than {bounds.MASK_CPU_S:g} s for a single token",
     -signal.SIGABRT: _TOO_MUCH,
     -signal.SIGSEGV: _TOO_MUCH,

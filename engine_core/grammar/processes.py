@@ -45,7 +45,8 @@ LOST: Final = -signal.SIGKILL  # what became of followers whose nursery is gone
 
 def digest_of(grammar: Grammar) -> bytes:
     """Names what a grammar says, whoever asked for it."""
-    return hashlib.blake2b(bytes([grammar.kind]) + grammar.text.encode(), digest_size=16).digest()
+    said = (grammar.kind, grammar.text, grammar.frame)
+    return hashlib.blake2b(msgspec.msgpack.encode(said), digest_size=16).digest()
 
 
 class Process:
@@ -112,7 +113,7 @@ class Processes:
         process = Process(self._number, grammar, ours)
         with theirs:
             ours.setblocking(False)
-            ours.send(encode(Compile(grammar.kind, grammar.text)))
+            ours.send(encode(Compile(grammar)))
             self._processes[process.number] = process
             self._by_fileno[ours.fileno()] = process
             self._poll.register(ours, select.EPOLLIN)

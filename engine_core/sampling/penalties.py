@@ -40,7 +40,7 @@ class TokenCounts:
         """[size], occurrences in the output."""
         return self._counts[: self._size]
 
-    def fold(self, tokens: list[int]) -> None:
+    def fold(self, tokens: Sequence[int]) -> None:
         """Counts what `tokens`, prompt and output together, gained since the last call. The one place where output
         enters the counts."""
         for token in tokens[self._folded :]:

@@ -154,7 +154,7 @@ def test_an_empty_text_is_no_prompt_where_the_tokenizer_adds_nothing() -> None:
 def test_prompts_times_n_has_a_limit() -> None:
     assert len(completion(prompt=[[5]] * 64, n=8, max_tokens=1).submission.prompts) == 64
     assert refused(completion, prompt=[[5]] * 65, n=8, max_tokens=1).param == "n"
-    assert refused(completion, prompt=[[5]] * 513, max_tokens=1).status == 400
+    assert refused(completion, prompt=[[5]] * 513, max_tokens=1).param == "prompt"
 
 
 def test_ids_must_be_in_the_vocabulary() -> None:
@@ -224,6 +224,11 @@ def test_bad_words_as_they_are_spelt_at_a_start_and_after_a_space() -> None:
     assert {TOKENIZER.decode(list(word)) for word in words} == {"Hello", " Hello"}
 
 
+def test_a_bad_word_may_begin_with_a_new_line() -> None:
+    words = completion(bad_words=["\n", "\n Hello", "  the"]).submission.sampling.bad_words
+    assert {TOKENIZER.decode(list(word)) for word in words} == {"\n", " \n", "\n Hello", " \n Hello", "the", " the"}
+
+
 def test_salt_and_priority() -> None:
     job = chat(cache_salt="äb", priority=-3)
     assert job.submission.priority == -3
@@ -283,7 +288,8 @@ def test_requests_bring_no_template() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("n", 2), ("echo", True), ("logprobs", 2), ("logprobs", True), ("prompt_logprobs", 0)]
+    ("field", "value"),
+    [("n", 2), ("echo", True), ("logprobs", 0), ("logprobs", 2), ("logprobs", True), ("prompt_logprobs", 0)],
 )
 @pytest.mark.parametrize("admit", [generate, stream])
 def test_the_plain_routes_refuse_what_their_events_have_no_room_for(admit: Any, field: str, value: object) -> None:

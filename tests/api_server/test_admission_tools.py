@@ -42,7 +42,7 @@ def prompt_of(work: Job) -> str:
 def grammar_text(work: Job) -> str:
     grammar = work.submission.sampling.grammar
     assert grammar is not None
-    return grammar.text
+    return grammar.frame + grammar.text
 
 
 def told(work: Job, text: str) -> tuple[str, str, list[tuple[str, str]]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -10,10 +11,12 @@ from collections.abc import AsyncGenerator, Iterator
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api_server.body import read_body
 from api_server.bounds import READ_AHEAD
 from api_server.disconnect import until_disconnect
+from api_server.extent import SLICE
 from api_server.sse import EventStream
 from deploy.sockets import listen
 from tests.api_server.live import BareClient, LiveServer, endpoint, until
@@ -153,9 +156,68 @@ def test_an_unfinished_head_counts_from_its_first_byte(server: LiveServer, begun
     assert (answer.status, answer.headers["connection"]) == (431, "close")
 
 
+def test_a_head_that_is_too_large_is_refused_in_the_shape_of_its_own_path(server: LiveServer) -> None:
+    """Not in that of the request before it."""
+    large = b" HTTP/1.1\r\na: " + b"x" * 40_000
+    with server.connect() as client:
+        client.send(HELLO)
+        assert client.answer().status == 200
+        client.send(b"POST /v1/messages?beta=true" + large)
+        assert json.loads(client.answer().body)["type"] == "error"
+    with server.connect() as client:
+        client.send(b"GET /v1/messages HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.answer().status == 404
+        client.send(b"GET /hello" + large)
+        assert "type" not in json.loads(client.answer().body)
+
+
 @pytest.mark.parametrize("begun", [b"\x16\x03\x01\x02\x00", b"GET / HTTP/1.0\n\n", b"GET / HTTP/1.1\r\na: b\nc: d"])
 def test_what_can_t_become_a_request_is_refused_at_once(server: LiveServer, begun: bytes) -> None:
     assert server.ask(begun).status == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [chunk(b"\r\n" * 100_000), chunk(b"0\r\n\r\n" * 40_000), chunk(b" ") * 33_000],
+    ids=["blank lines", "ends", "small chunks"],
+)
+def test_chunks_are_taken_in_portions_whatever_is_in_them(
+    server: LiveServer, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, sizes = HttpToolsProtocol.data_received, []
+
+    def watched(self: HttpToolsProtocol, data: bytes) -> None:
+        sizes.append(len(data))
+        parse(self, data)
+
+    monkeypatch.setattr(HttpToolsProtocol, "data_received", watched)
+    head = b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with server.connect() as client:
+        client.send(head + body + b"0\r\n\r\n" + HELLO)
+        assert client.answer().status == 200
+        assert client.answer().body == b"hello"
+    assert max(sizes) <= SLICE
+    assert len(sizes) < 200
+
+
+@pytest.mark.parametrize(
+    ("framing", "status"),
+    [
+        (b"", 400), (b"-5", 400), (b"+5", 400), (b"0x5", 400), (b"1_0", 400), (b"f" * 17, 400), (b"g", 400),
+        (b"5\n", 400), (b"\r", 400), (b"5;" + b"x" * 9000, 400), (b"5;a=b", 200), (b"005", 200), (b"5;a=\"b\"", 200),
+    ],
+)  # fmt: skip
+def test_the_size_of_a_chunk_is_a_plain_number(server: LiveServer, framing: bytes, status: int) -> None:
+    head = b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with server.connect() as client:
+        client.send(head + framing + b"\r\nabcde\r\n0\r\n\r\n")
+        assert client.answer().status == status
+
+
+def test_a_trailer_without_an_end_is_refused(server: LiveServer) -> None:
+    with server.connect() as client:
+        client.send(b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"a: b\r\n" * 9000)
+        assert client.answer().status == 400
 
 
 # ---------------------------------------------------------------------------------------------------- later requests

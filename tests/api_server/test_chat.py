@@ -65,9 +65,15 @@ def test_a_text_part_needs_text() -> None:
 
 def test_content_may_be_missing_only_beside_tool_calls() -> None:
     assert "`content` is missing" in refused(PLAIN, {"role": "user"}).message
+    assert "`content` is missing" in refused(PLAIN, {"role": "assistant", "content": None}).message
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
     source = "{% for m in messages %}{{ m.content is none }}{{ m.tool_calls[0].function.arguments.a[0] }}{% endfor %}"
     assert render(source, {"role": "assistant", "content": None, "tool_calls": [call]}) == "True1"
+
+
+def test_an_answer_that_ended_in_its_thoughts_can_be_sent_back_as_it_came() -> None:
+    source = "{% for m in messages %}{{ m.reasoning_content }}/{{ m.content + '.' }}{% endfor %}"
+    assert render(source, {"role": "assistant", "content": None, "reasoning_content": "hm"}) == "hm/."
 
 
 def test_a_refusal_is_what_was_said() -> None:

@@ -76,6 +76,24 @@ def test_an_earlier_thought_is_shown_where_the_template_shows_thoughts() -> None
     assert "<think>\nIt is warm.\n</think>\n\n21 degrees.<|im_end|>" in render(QWEN, USER, thought, USER)
 
 
+def test_a_message_that_only_calls_has_no_content_in_the_way_of_its_template() -> None:
+    show = "{% for m in messages %}"
+    iterating = show + "{% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0].text }}{% endif %}|"
+    assert render(iterating + "{% endfor %}", USER, ASKED) == "Paris?||"
+    for asked in ("m['content'] is not none", "m.content is none", "m.content != none"):
+        asking = show + "{% if " + asked + " %}A{% else %}B{% endif %}{% endfor %}"
+        assert set(render(asking, USER, ASKED)) == {"A", "B"}
+
+
+def test_a_result_names_its_function_for_templates_that_ask() -> None:
+    naming = "{% for m in messages %}[{{ m.name }}]{% endfor %}"
+    other = {**CALL, "id": "call_2", "function": {"name": "now", "arguments": ""}}
+    both = {**ASKED, "tool_calls": [CALL, other]}
+    results = [{**ANSWERED, "tool_call_id": "call_2"}, ANSWERED, {**ANSWERED, "tool_call_id": "call_3"}]
+    assert render(naming, USER, both, *results) == "[][][now][get_weather][]"
+    assert render(naming, USER, both, {**ANSWERED, "name": "own"}) == "[][][own]"
+
+
 def test_the_older_spelling_is_shown_alike() -> None:
     older = {"role": "assistant", "content": None, "function_call": CALL["function"]}
     result = {"role": "function", "name": "get_weather", "content": '{"celsius": 21}'}

@@ -41,6 +41,10 @@ def test_only_listed_origins_are_named_and_caches_are_told_that_it_depends() -> 
         assert cors.headers(other) == [(b"vary", b"Origin")]
 
 
+def test_an_origin_may_be_written_as_people_write_addresses() -> None:
+    assert dict(Cors(["https://A.example/"]).headers(scope(origin=OWN)))[ALLOWED.encode()] == OWN.encode()
+
+
 def test_a_star_is_everyone() -> None:
     assert dict(Cors(["*"]).headers(scope(origin=FOREIGN)))[ALLOWED.encode()] == b"*"
     assert isinstance(Cors(["*"]).preflight(asks(FOREIGN)), Response)

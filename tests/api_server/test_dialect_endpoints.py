@@ -181,6 +181,13 @@ def test_bad_requests_name_the_field_of_their_own_api(app: App, path: str, body:
     assert not app.engine.submissions
 
 
+@pytest.mark.parametrize(("path", "param"), [(RESPONSES, "text"), (ANTHROPIC, "output_config")])
+def test_what_only_the_engine_refuses_is_named_the_same_way(app: App, path: str, param: str) -> None:
+    app.engine.refusal = ApiError("invalid_request_error", "Invalid type: banana", "response_format")
+    said = app("POST", path, {**RESPONSE, **MESSAGE}).json()["error"]
+    assert said["message"].startswith(f"{param}: ") if path == ANTHROPIC else said["param"] == param
+
+
 @pytest.mark.parametrize(
     "more", [{}, {"system": "Be brief."}, {"messages": [*MESSAGES, {"role": "assistant", "content": "I"}]}]
 )
@@ -201,7 +208,7 @@ def request(path: str, body: Any) -> bytes:
     return b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (path.encode(), len(data), data)
 
 
-def test_a_messages_silence_is_broken_by_pings(tmp_path: Path) -> None:
+def test_a_messages_silence_is_broken_as_in_every_stream(tmp_path: Path) -> None:
     endpoint, device = f"ipc://{tmp_path}/e.sock", MadeUpDevice()
     device.gate.clear()
     with (
@@ -211,9 +218,8 @@ def test_a_messages_silence_is_broken_by_pings(tmp_path: Path) -> None:
     ):
         client.send(request(ANTHROPIC, {**MESSAGE, "stream": True}))
         client.until(b"\r\n\r\n")
-        ping = b'event: ping\ndata: {"type":"ping"}\n\n\r\n'
         for _ in range(2):
-            assert client.until(ping).partition(b"\r\n")[2] == ping
+            assert client.until(b"\n\r\n") == b"4\r\n:ka\n\r\n"
         device.gate.set()
         assert client.until(b"0\r\n\r\n").endswith(b'{"type":"message_stop"}\n\n\r\n0\r\n\r\n')
 
@@ -236,6 +242,26 @@ def test_a_stream_is_cancelled_by_its_id(tmp_path: Path, path: str) -> None:
         assert "message_stop" not in last
         assert "response.completed" not in last
         assert server.post(f"/v1/requests/{rid}/cancel", b"").status == 404
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /v1/messages HTTP/1.1\r\nHost: x\r\n\r\n"])
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [(b"A: " + b"x" * 40_000 + b"\r\n\r\n", 431), (b"no field\r\n\r\n", 400), (b"\n", 400)],
+)
+def test_what_the_parser_refuses_is_told_in_the_shape_of_the_path_asked_for(
+    before: bytes, rest: bytes, status: int
+) -> None:
+    with LiveServer(API) as server:
+        for path, shape in ((b"/v1/messages?beta=true", "type"), (b"/v1/messagesx", "error")):
+            with server.connect() as client:
+                if before:
+                    client.send(before)
+                    client.answer()
+                client.send(b"POST %b HTTP/1.1\r\nHost: x\r\n%b" % (path, rest))
+                answer = client.answer()
+            assert answer.status == status
+            assert next(iter(json.loads(answer.body))) == shape
 
 
 def test_a_body_that_is_too_large_on_the_wire_is_told_in_anthropics_shape(tmp_path: Path) -> None:

@@ -99,3 +99,16 @@ def test_a_wrong_parameter_is_told_before_the_prompt_is_looked_at(
 def test_what_is_right_is_looked_at_once(seen: list[int]) -> None:
     ask("completion", CompletionRequest, {"max_tokens": 65_536, "min_tokens": 65_536})
     assert seen == [len(LONG)]
+
+
+@pytest.mark.parametrize(
+    ("route", "kind"), [("chat", ChatRequest), ("completion", CompletionRequest), ("generate", PlainRequest)]
+)
+def test_a_full_queue_is_told_before_the_prompt_is_looked_at(
+    seen: list[int], monkeypatch: pytest.MonkeyPatch, route: str, kind: type[GenerationRequest]
+) -> None:
+    monkeypatch.setattr(ADMISSION, "_queue_full", lambda: True)
+    with pytest.raises(ApiError) as caught:
+        ask(route, kind, {})
+    assert caught.value.code == "queue_full"
+    assert seen == []

@@ -16,7 +16,7 @@ from api_server.errors import ApiError
 from api_server.render.chat import ChatRenderer
 from api_server.reply import Chunks
 from api_server.submission import Submission
-from protocol.messages import Delta, FinishReason, FirstToken
+from protocol.messages import Delta, FinishReason, FirstToken, Load
 from tests.api_server.vocabularies import LIMITS, byte_level, card, job
 
 TOKENIZER = byte_level()
@@ -71,6 +71,7 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.card = card(TOKENIZER)
         self.limits = LIMITS
+        self.load = Load()
         self.refusal: ApiError | None = None
         self.fails: int | None = None
         self.hangs: Callable[[], None] | None = None

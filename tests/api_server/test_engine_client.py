@@ -132,6 +132,14 @@ async def test_leaving_early_frees_the_blocks(endpoint: str) -> None:
             assert device.steps < 100
 
 
+async def test_who_leaves_makes_room_for_the_next_at_once(endpoint: str) -> None:
+    with MadeUpEngine(endpoint):
+        async with connected(endpoint) as client:
+            with await client.submit(Asked(sampling=ENDLESS)):
+                client.load.full = True
+            assert not client.load.full
+
+
 async def test_being_cancelled_in_submit_aborts(endpoint: str) -> None:
     device = MadeUpDevice()
     with MadeUpEngine(endpoint, device=device) as engine:

@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 
 from api_server.errors import ApiError
-from api_server.grammar import grammar_of, within
+from api_server.grammar import grammar_of
 from api_server.schema.decode import decode
 from api_server.schema.requests import CompletionRequest
-from protocol.sampling import JSON_WHITESPACE, Grammar, GrammarKind
+from protocol.sampling import Grammar, GrammarKind
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 
@@ -122,19 +122,3 @@ def test_an_answer_has_one_form(fields: dict[str, object], param: str) -> None:
 
 def test_a_text_format_goes_with_any_other() -> None:
     assert grammar(response_format={"type": "text"}, structured_outputs={"regex": "a"}).text == "a"
-
-
-def test_a_schema_within_a_larger_grammar_keeps_the_whitespace_that_it_has_alone() -> None:
-    inner = within(grammar(response_format=json_schema()))
-    assert json.loads(inner.text) == {
-        **SCHEMA,
-        "x-guidance": {"lenient": True, "whitespace_pattern": JSON_WHITESPACE},
-    }
-    assert inner.param == "response_format"
-    regex = Grammar(GrammarKind.REGEX, "a")
-    assert within(regex) is regex
-
-
-def test_options_that_are_none_are_for_the_compiler_to_refuse() -> None:
-    odd = Grammar(GrammarKind.JSON_SCHEMA, '{"x-guidance":5}')
-    assert within(odd) is odd

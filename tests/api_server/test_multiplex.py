@@ -51,6 +51,7 @@ def error(message: dict[str, Any]) -> tuple[str | None, str, str | None]:
         ("/v1/completions", {**HELLO, "n": 2, "echo": True, "stream": False}),
         ("/v1/chat/completions", {**CHAT, "stream_options": {"include_usage": True}}),
         ("/v1/chat/completions", {**CHAT, "n": 2, "return_token_ids": True, "prompt": "is not read"}),
+        ("/v1/completions", {**HELLO, "messages": None}),
     ],
 )
 def test_chunks_are_those_of_an_event_stream(
@@ -148,7 +149,12 @@ def test_it_may_be_cancelled_at_any_time(tmp_path: Path, gap: str) -> None:
         client.generate("b", **HELLO)
         device.gate.set()
         client.cancel("first")
-        heard = [message for message in iter(client.hear, {"type": "done", "id": "b"}) if message["type"] == "error"]
+        heard, ends = [], {("done", "b"), ("error", "first")}
+        while ends:
+            message = client.hear()
+            ends.discard((message["type"], message["id"]))
+            if message["type"] == "error":
+                heard.append(message)
         told = [error(message) for message in heard if message["id"] is not None]
         assert sorted(told) == [("a", "request_cancelled", None), ("first", "request_cancelled", None)]
         assert {error(message) for message in heard} - {*told} <= {(None, "request_not_found", "id")}
@@ -219,6 +225,10 @@ def test_a_running_id_can_t_be_used_twice_and_its_generation_goes_on(tmp_path: P
         ('{"type":"generate","id":"a","body":{}}', ("a", "invalid_request_error", "messages")),
         ('{"type":"generate","id":"a","body":[]}', ("a", "invalid_request_error", None)),
         ('{"type":"generate","id":"a","body":null}', ("a", "invalid_request_error", None)),
+        (
+            '{"type":"generate","id":"a","body":{"messages":null}}',
+            ("a", "invalid_request_error", "messages"),
+        ),
         ('{"type":"generate","id":"a","body":{"prompt":7}}', ("a", "invalid_request_error", "prompt")),
         ('{"type":"generate","id":"a","body":{"messages":7}}', ("a", "invalid_request_error", "messages")),
         ('{"type":"generate","id":"a","body":{"prompt":"x","model":"y"}}', ("a", "model_not_found", "model")),

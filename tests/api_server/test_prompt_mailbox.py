@@ -1,4 +1,4 @@
-"""Log probabilities of prompts on their way through a mailbox: in order, once, and before the tokens."""
+"""Log probabilities on their way through a mailbox: a little at a time, and those of prompts before the tokens."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ import pytest
 
 from api_server.engine_client import EngineClient
 from api_server.errors import ApiError
-from api_server.stream import Stream
+from api_server.stream import TAKEN_TOKENS, Stream
 from api_server.submission import Submission
-from protocol.messages import Delta, FinishReason
+from protocol.messages import Delta, FinishReason, FirstToken, TokenLogprobs
 from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import SamplingParams
 from tests.fakes import DEADLINE_S, MadeUpEngine, made_up_scores
@@ -43,6 +43,48 @@ async def taken(stream: Stream) -> list[tuple[int, list[int]]]:
         (index, delta.tokens if delta.prompt is None else positions(delta.prompt))
         for index, delta in await asyncio.wait_for(stream.take(), DEADLINE_S)
     ]
+
+
+async def test_of_tokens_with_log_probabilities_a_few_are_taken_at_a_time() -> None:
+    stream = Stream(EngineClient("ipc://unused"), "r", 10, 2)
+    tokens = list(range(2 * TAKEN_TOKENS + 7))
+    entries = [TokenLogprobs(-float(token), [], []) for token in tokens]
+    for handle in (10, 11):
+        delta = Delta(handle, 0, list(tokens), FinishReason.STOP, 5, FirstToken(0.0, 0.0), list(entries))
+        stream.put(delta)
+    found: dict[int, list[Delta]] = {0: [], 1: []}
+    turns = 0
+    while not stream.finished:
+        taken = await stream.take()
+        turns += 1
+        assert sum(len(delta.tokens) for _, delta in taken) <= TAKEN_TOKENS
+        for index, delta in taken:
+            found[index].append(delta)
+    assert turns == 5
+    for deltas in found.values():
+        assert [token for delta in deltas for token in delta.tokens] == tokens
+        assert [entry for delta in deltas for entry in delta.logprobs or ()] == entries
+        assert all(delta.tokens[0] == delta.pos for delta in deltas)
+        assert [delta.first is not None for delta in deltas] == [True, *[False] * (len(deltas) - 1)]
+        assert [delta.finish for delta in deltas] == [*[None] * (len(deltas) - 1), FinishReason.STOP]
+        assert [delta.stop_token for delta in deltas] == [*[None] * (len(deltas) - 1), 5]
+
+
+async def test_others_have_their_turn_between_two_takes_of_log_probabilities() -> None:
+    stream = Stream(EngineClient("ipc://unused"), "r", 10, 1)
+    tokens = list(range(3 * TAKEN_TOKENS))
+    stream.put(Delta(10, 0, tokens, FinishReason.STOP, logprobs=[TokenLogprobs(-0.5, [], []) for _ in tokens]))
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(turn)
+
+    turn()
+    while not stream.finished:
+        await stream.take()
+    assert turns >= 3
 
 
 async def test_portions_are_taken_one_by_one_and_before_the_tokens() -> None:

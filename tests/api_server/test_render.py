@@ -36,9 +36,8 @@ def streamed(make: Callable[[Job], Renderer], work: Job, parts: Iterable[tuple[i
     answer, renderer = Answer(work), make(work)
     data = renderer.head()
     for index, part in parts:
-        piece = answer.feed(index, part)
-        assert piece is not None
-        data += renderer.chunk(piece, answer.usage if work.continuous_usage else None)
+        if (piece := answer.feed(index, part)) is not None:
+            data += renderer.chunk(piece, answer.usage if work.continuous_usage else None)
     assert answer.finished
     data += renderer.tail(answer.usage)
     blocks = data.decode().split("\n\n")
@@ -62,10 +61,10 @@ def whole(make: Callable[[Job], Renderer], work: Job, parts: Iterable[tuple[int,
     answer = Answer(work)
     pieces: dict[int, list[Piece]] = {}
     for index, part in parts:
-        piece = answer.feed(index, part)
-        assert piece is not None
-        pieces.setdefault(index, []).append(piece)
-    return json.loads(make(work).whole([join(pieces[index]) for index in sorted(pieces)], answer.usage))
+        if (piece := answer.feed(index, part)) is not None:
+            pieces.setdefault(index, []).append(piece)
+    body = make(work).whole([join(pieces[index]) for index in sorted(pieces)], answer.usage)
+    return json.loads(body if isinstance(body, bytes) else b"".join(body))
 
 
 def one(
@@ -237,6 +236,19 @@ def test_completion_logprobs_streamed_and_whole_agree() -> None:
     body = whole(CompletionRenderer, job(TOKENIZER), one(tokens, logprobs=logprobs_of(tokens)))
     for name, values in body["choices"][0]["logprobs"].items():
         assert [value for event in events for value in event["choices"][0]["logprobs"][name]] == values
+
+
+@pytest.mark.parametrize("make", [ChatRenderer, CompletionRenderer])
+def test_many_log_probabilities_are_made_a_part_at_a_time(make: Any) -> None:
+    tokens = [100 + at % 200 for at in range(400)]
+    entries = [TokenLogprobs(-0.5, list(range(50, 70)), [-0.5] * 20) for _ in tokens]
+    work = job(TOKENIZER, n=2)
+    answer = Answer(work)
+    pieces = [answer.feed(index, Delta(index, 0, tokens, FinishReason.LENGTH, logprobs=entries)) for index in range(2)]
+    body = make(work).whole(pieces, answer.usage)
+    assert not isinstance(body, bytes), "the event loop would stand still for as long as it takes to make it"
+    sizes = [len(part) for part in body]
+    assert max(sizes) < sum(sizes) / 10
 
 
 # ------------------------------------------------------------------------------------------------ completions

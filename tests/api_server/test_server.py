@@ -133,6 +133,23 @@ def test_an_idle_connection_is_kept_longer_than_the_header_limit(server: LiveSer
         assert client.answer().status == 200
 
 
+def test_an_idle_connection_is_closed_in_the_end_and_a_busy_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api_server.server.KEEP_ALIVE_S", 0.3)
+    held = Held()
+    with (
+        LiveServer([endpoint("/held", held.handler)]) as server,
+        server.connect() as idle,
+        server.connect() as busy,
+    ):
+        for client in (busy, idle):
+            client.send(b"GET /livez HTTP/1.1\r\n\r\n")
+            assert client.answer().status == 200
+        busy.send(b"GET /held HTTP/1.1\r\n\r\n")
+        busy.until(b"data: 0\n\n\r\n")
+        assert idle.rest() == b""
+        assert not busy.ended
+
+
 def test_what_is_no_http_is_400_with_our_body(server: LiveServer) -> None:
     answer = server.ask(b"\x16\x03\x01 hello\r\n\r\n")
     assert (answer.status, code(answer.body)) == (400, "invalid_request_error")

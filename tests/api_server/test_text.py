@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from api_server.text import Answer, Piece, join
 from protocol.messages import Delta, FinishReason, FirstToken, TokenLogprobs
+from tests.api_server.test_stop import reference
 from tests.api_server.vocabularies import byte_level, deltas, job
 
 TOKENIZER = byte_level()
@@ -212,6 +213,33 @@ def test_any_split_gives_the_same_text_and_the_same_cut(
         told_later = join(pieces_of(alone(tokens), **options))
         assert (told_later.text, told_later.tokens) == (at_once.text, at_once.tokens)
         assert (told_later.finish, told_later.stop_reason) == (at_once.finish, at_once.stop_reason)
+
+
+def plane(number: int) -> st.SearchStrategy[str]:
+    """Its characters but U+FFFD, which a part of a character looks like."""
+    first = number << 16
+    return st.characters(
+        min_codepoint=first, max_codepoint=first + 0xFFFF, exclude_categories=["Cs"], exclude_characters="\ufffd"
+    )
+
+
+characters = st.integers(0, 16).flatmap(plane) | st.sampled_from("ab ")
+
+
+@given(st.data(), st.text(characters, min_size=1, max_size=20), st.booleans())
+def test_a_text_of_any_planes_is_cut_where_a_stop_string_is_first_complete(
+    data: st.DataObject, text: str, include: bool
+) -> None:
+    places = st.tuples(st.integers(0, len(text) - 1), st.integers(1, 4))
+    stop = tuple(text[at : at + size] for at, size in data.draw(st.lists(places, max_size=4)))
+    tokens = encode(text)
+    cuts = data.draw(st.lists(st.integers(1, len(tokens)), max_size=8) | st.just(range(len(tokens))))
+    piece = whole(tokens, cuts, stop=stop, include_stop=include, skip_special_tokens=False)
+    assert (piece.text, piece.stop_reason) == reference(text, stop, include=include)
+    if stop:
+        end = piece.text if include else piece.text + str(piece.stop_reason)
+        assert TOKENIZER.decode(piece.tokens, skip_special_tokens=False).startswith(end)
+        assert not TOKENIZER.decode(piece.tokens[:-1], skip_special_tokens=False).startswith(end)
 
 
 @given(outputs.filter(bool), stops.filter(bool))

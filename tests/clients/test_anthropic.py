@@ -1,17 +1,22 @@
 """Anthropic's client on /v1/messages: whole and streamed, tools, tokens counted, errors."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from tests.clients.service import KEY, MODEL, QUESTION, WEATHER, Service, is_weather
 
 anthropic = pytest.importorskip("anthropic")
+from pydantic import BaseModel  # noqa: E402 (comes with anthropic)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of other people's code
 GREEDY: dict[str, Any] = {"model": MODEL, "max_tokens": 100, "extra_body": {"temperature": 0}}  # no longer its own
 TOOL = {"name": "get_weather", "description": "The weather of the next days.", "input_schema": WEATHER}
+
+
+class Verdict(BaseModel):
+    answer: Literal["yes", "no"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,11 @@ def test_tokens_are_counted(client: Any) -> None:
     assert counted.input_tokens == client.messages.create(messages=QUESTION, **GREEDY).usage.input_tokens
 
 
+def test_parse(client: Any) -> None:
+    parsed = client.messages.parse(messages=QUESTION, output_format=Verdict, **GREEDY)
+    assert isinstance(parsed.parsed_output, Verdict)
+
+
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}])
 def test_tools_that_are_forced(client: Any, choice: dict[str, Any]) -> None:
     choice = {**choice, "disable_parallel_tool_use": True}
@@ -73,8 +83,11 @@ def test_tools_that_are_forced(client: Any, choice: dict[str, Any]) -> None:
     with client.messages.stream(**options) as stream:
         final = stream.get_final_message()
     assert [block.input for block in final.content] == [block.input for block in whole.content]
-    results = [{"type": "tool_result", "tool_use_id": block.id, "content": "Sunny."} for block in whole.content]
-    turns = [*QUESTION, {"role": "assistant", "content": whole.content}, {"role": "user", "content": results}]
+    results = [
+        {"type": "tool_result", "tool_use_id": block.id, "content": "No such city.", "is_error": True}
+        for block in whole.content
+    ]
+    turns = [*QUESTION, whole.to_param(), {"role": "user", "content": results}]
     assert client.messages.create(messages=turns, tools=[TOOL], **(GREEDY | {"max_tokens": 4})).role == "assistant"
 
 
@@ -92,6 +105,16 @@ def test_errors_are_what_they_are(client: Any, service: Service) -> None:
     ):
         stranger.messages.create(messages=QUESTION, **GREEDY)
     assert unknown.value.body["error"]["type"] == "authentication_error"
+
+
+def test_a_failure_in_a_stream_raises(client: Any, service: Service) -> None:
+    endless = {"model": MODEL, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
+    stream = client.messages.create(messages=QUESTION, stream=True, **endless)
+    start = next(stream)
+    path = f"/v1/requests/{start.message.id}/cancel"
+    assert service.post(path, {}, {"x-api-key": KEY}).status == 200
+    with pytest.raises(anthropic.APIStatusError, match="cancel"):
+        list(stream)
 
 
 def test_a_bearer_token_will_do(service: Service) -> None:

@@ -12,10 +12,9 @@ from tests.clients.service import KEY, MODEL, Service
 FOLDER = Path(__file__).parent / "node"
 LIMIT_S = 300.0
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("node") is None or not (FOLDER / "node_modules").is_dir(),
-    reason="needs node, and `npm ci` in tests/clients/node",
-)
+INSTALLED = shutil.which("node") is not None and (FOLDER / "node_modules").is_dir()
+
+pytestmark = pytest.mark.skipif(not INSTALLED, reason="needs node, and `npm ci` in tests/clients/node")
 
 
 @pytest.mark.parametrize("script", ["openai.test.mjs", "ai_sdk.test.mjs"])

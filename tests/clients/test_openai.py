@@ -164,6 +164,17 @@ def test_a_time_limit(client: Any, stream: bool) -> None:
     assert late.value.code == "request_timeout"
 
 
+def test_a_request_that_is_cancelled_from_outside(client: Any, service: Service) -> None:
+    body = {"ignore_eos": True}
+    stream = client.completions.create(model=MODEL, prompt=STORY, max_tokens=2000, stream=True, extra_body=body)
+    answer = service.post(f"/v1/requests/{next(stream).id}/cancel", {}, {"Authorization": f"Bearer {KEY}"})
+    assert answer.status == 200
+    with pytest.raises(openai.APIError) as ended:
+        list(stream)
+    assert (ended.value.code, ended.value.type) == ("request_cancelled", "invalid_request_error")
+    service.wait_idle()
+
+
 def test_models(client: Any) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).max_model_len == 2048
@@ -297,7 +308,7 @@ def test_no_tool_is_called_where_none_may_be(client: Any) -> None:
 
 def test_the_stream_helper_with_tools(client: Any) -> None:
     tool = openai.pydantic_function_tool(Forecast)
-    options = {"messages": QUESTION, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False, **GREEDY}
+    options = {"messages": QUESTION, "tools": [tool], "tool_choice": "required", **GREEDY}
     with client.chat.completions.stream(**options) as stream:
         kinds = [event.type for event in stream]
     [call, *_] = stream.get_final_completion().choices[0].message.tool_calls

@@ -95,7 +95,7 @@ def limit(path: str, param: str | None, within: dict[str, Any], beyond: dict[str
 LIMITS = [
     limit(CHAT, "n", {"n": 8}, {"n": 9}),
     limit(COMPLETIONS, "n", {"prompt": ["Hello"] * 64, "n": 8}, {"prompt": ["Hello"] * 65, "n": 8}),
-    limit(COMPLETIONS, "n", {"prompt": [[5]] * 512}, {"prompt": [[5]] * 513}),
+    limit(COMPLETIONS, "prompt", {"prompt": [[5]] * 512}, {"prompt": [[5]] * 513}),
     limit(
         COMPLETIONS,
         "max_tokens",
@@ -125,6 +125,9 @@ LIMITS = [
           {"structured_outputs": {"regex": "a" * ((64 << 10) + 1)}}),
     limit(COMPLETIONS, "structured_outputs", {"structured_outputs": {"grammar": 'start: "a"'}},
           {"structured_outputs": {"grammar": 'start: "a"' + " " * (64 << 10)}}),
+    limit(COMPLETIONS, "structured_outputs", {"structured_outputs": {"choice": ["a", "b"]}},
+          {"structured_outputs": {"choice": ["a" * (64 << 10)]}}),
+    limit(COMPLETIONS, "guided_json", {"guided_json": {"const": "a"}}, {"guided_json": {"const": "a" * (64 << 10)}}),
     limit(
         COMPLETIONS,
         "max_tokens",

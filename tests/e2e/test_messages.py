@@ -1,5 +1,4 @@
-"""/v1/messages over plain HTTP, as Anthropic documents it. What its own client makes of it is in
-test_anthropic_client.py."""
+"""/v1/messages over plain HTTP, as Anthropic documents it. What its own client makes of it is for tests/clients."""
 
 import json
 from typing import Any

@@ -5,21 +5,23 @@ The fields come from the types of the routes, so that a new route or field is te
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from api_server.errors import TABLE
 from api_server.routes import API, Endpoint
+from tests.api_server.sockets import SocketClient
 from tests.e2e.numbers import places
 from tests.e2e.server import Server
 
-EXAMPLES = 8  # per route; each is some numbers, dealt out to all of its fields
+EXAMPLES = 4  # per route, beside those that are for every field; each is some numbers, dealt out to all fields
+FOR_ALL = ["NaN", "Infinity", "-Infinity", "9223372036854775808", "true", "1e400"]
 NASTY = (
     "NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1e308", "5e-324", "1e-400", "9223372036854775807",
     "9223372036854775808", "-9223372036854775808", "-9223372036854775809", "18446744073709551616", "1" + "0" * 400,
@@ -37,9 +39,10 @@ LITERALS = st.lists(
     max_size=9,
     unique=True,
 )
-# Whatever max_tokens is, one token comes and ends the answer.
-ONE_TOKEN = {"allowed_token_ids": "[300]", "stop_token_ids": "[300]"}
+# Whatever max_tokens is, one token comes and ends the answer; and if it isn't that one, there are few.
+FEW_TOKENS = {"allowed_token_ids": "[300]", "stop_token_ids": "[300]", "max_tokens": "2", "max_output_tokens": "2"}
 BODIES = [endpoint for endpoint in API if endpoint.operation is not None and endpoint.operation.takes is not None]
+SOCKET_BODIES = [endpoint for endpoint in BODIES if endpoint.name in ("chat_completions", "completions")]
 QUERIES = [endpoint for endpoint in API if endpoint.operation is not None and endpoint.operation.query is not None]
 
 
@@ -82,33 +85,60 @@ def refused(event: Any) -> bool:
 
 
 def test_there_is_something_to_test() -> None:
-    assert {"temperature", "logit_bias{key}", "tools[].function.parameters{}"} <= places(
-        BODIES[0].operation.takes
-    ).keys()  # type: ignore[union-attr]
+    operation: Any = BODIES[0].operation
+    assert {"temperature", "logit_bias{key}", "tools[].function.parameters{}"} <= places(operation.takes).keys()
     assert QUERIES
+    assert len(SOCKET_BODIES) == 2
 
 
-@pytest.mark.parametrize("endpoint", BODIES, ids=lambda endpoint: endpoint.name)
-@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-@given(literals=LITERALS)
-def test_any_number_in_a_body(line: Line, endpoint: Endpoint, literals: list[str]) -> None:
+def top(place: str) -> str:
+    """The request's own field of a place."""
+    return place.partition(".")[0].partition("[")[0].partition("{")[0]
+
+
+def bodies(endpoint: Endpoint, literals: list[str]) -> Iterator[str]:
+    """One for each place of a number."""
     operation: Any = endpoint.operation
     known = {field.encode_name for field in msgspec.structs.fields(operation.takes)}
     base = {name: json.dumps(value) for name, value in operation.example.items()}
-    base |= {name: text for name, text in ONE_TOKEN.items() if name in known}
+    base |= {name: text for name, text in FEW_TOKENS.items() if name in known}
     for number, (place, writer) in enumerate(places(operation.takes).items()):
-        name = place.partition(".")[0].partition("[")[0].partition("{")[0]
-        members = {**base, name: writer(literals[number % len(literals)])}
-        body = "{" + ", ".join(f'"{key}": {text}' for key, text in members.items()) + "}"
+        members = {**base, top(place): writer(literals[number % len(literals)])}
+        yield "{" + ", ".join(f'"{name}": {text}' for name, text in members.items()) + "}"
+
+
+def numbers(test: Callable[..., None]) -> Callable[..., None]:
+    """Gives a test `literals`, in turn so that every field gets each of FOR_ALL."""
+    for first in range(len(FOR_ALL)):
+        test = example(literals=FOR_ALL[first:] + FOR_ALL[:first])(test)
+    return settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))(given(literals=LITERALS)(test))
+
+
+@pytest.mark.parametrize("endpoint", BODIES, ids=lambda endpoint: endpoint.name)
+@numbers
+def test_any_number_in_a_body(line: Line, endpoint: Endpoint, literals: list[str]) -> None:
+    for body in bodies(endpoint, literals):
         check(*line.ask("POST", endpoint.path, body), body)
 
 
 @pytest.mark.parametrize("endpoint", QUERIES, ids=lambda endpoint: endpoint.name)
-@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-@given(literals=LITERALS)
+@numbers
 def test_any_number_in_a_query(line: Line, endpoint: Endpoint, literals: list[str]) -> None:
     operation: Any = endpoint.operation
-    for number, place in enumerate(places(operation.query)):
-        given = {"prompt": "Hello", "max_tokens": "1", place: literals[number % len(literals)].strip('"')}
+    for number, name in enumerate(dict.fromkeys(map(top, places(operation.query)))):
+        given = {"prompt": "Hello", "max_tokens": "1", name: literals[number % len(literals)].strip('"')}
         target = f"{endpoint.path}?{urlencode(given)}"
         check(*line.ask("GET", target), target)
+
+
+@pytest.mark.usefixtures("line")
+@pytest.mark.parametrize("endpoint", SOCKET_BODIES, ids=lambda endpoint: endpoint.name)
+@numbers
+def test_any_number_on_a_socket(server: Server, endpoint: Endpoint, literals: list[str]) -> None:
+    """What is no JSON is no message: then the error is nobody's, and the next message has its answer."""
+    with SocketClient(server.port) as client:
+        for body in bodies(endpoint, literals):
+            client.say(f'{{"type": "generate", "id": "a", "body": {body}}}')
+            while (heard := client.hear())["type"] == "chunk":
+                assert heard["id"] == "a"
+            assert heard == {"type": "done", "id": "a"} or refused(heard), (body, heard)

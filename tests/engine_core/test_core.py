@@ -1,5 +1,6 @@
 """The step loop with a made-up device, and a channel that is two lists."""
 
+import itertools
 import time
 from collections import deque
 
@@ -15,6 +16,7 @@ from engine_core.stats import Stats
 from protocol import messages as wire
 from protocol.channel import EngineChannel, Sent
 from protocol.sampling import Grammar, GrammarKind, SamplingParams
+from protocol.tokens import pack
 from tests.fakes import MadeUpDevice, card, echo
 
 PEER = b"peer"
@@ -75,7 +77,7 @@ def generate(
 ) -> wire.Generate:
     sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
     sequences = [wire.Sequence(handle + choice, 0, choice) for choice in range(n)]
-    return wire.Generate(epoch, f"r{handle}", [list(prompt)], sequences, sampling, 0, key=key)
+    return wire.Generate(epoch, f"r{handle}", [pack(prompt)], sequences, sampling, 0, key=key)
 
 
 class Script(Lines):
@@ -150,6 +152,30 @@ def test_the_queue_has_an_end() -> None:
     script = said([HELLO], [generate(handle) for handle in range(8)])
     assert len(script.of(wire.Accepted)) == 4 + 2
     assert {event.code for event in script.of(wire.Rejected) if isinstance(event, wire.Rejected)} == {"queue_full"}
+
+
+def test_a_frontend_that_waits_for_nothing_hears_at_once_that_the_queue_is_full_and_that_it_is_not() -> None:
+    class Bystander(Script):
+        """Another frontend, which says hello and asks for nothing."""
+
+        def __init__(self, *turns: list[wire.Command]) -> None:
+            super().__init__(*turns)
+            self.heard: list[bool] = []
+
+        def receive(self, timeout_s: float) -> list[tuple[bytes, wire.Command]]:
+            taken = super().receive(timeout_s)
+            hello = wire.Hello(wire.PROTOCOL_VERSION, b"g" * 16, b"b" * 16)
+            return [*taken, (b"other", hello)] if (PEER, HELLO) in taken else taken
+
+        def send(self, peer: bytes, event: wire.Event) -> Sent:
+            if peer == b"other" and isinstance(event, wire.Step):
+                self.heard.append(event.load.full)
+            return super().send(peer, event)
+
+    script = Bystander([HELLO], [generate(handle) for handle in range(8)])
+    script.core, _ = engine(None, script)
+    script.core.run()
+    assert [full for full, _ in itertools.groupby(script.heard)] == [False, True, False]
 
 
 def test_another_version_is_greeted_but_not_served() -> None:

@@ -38,7 +38,7 @@ def connected() -> tuple[Wire, Delivery, Request]:
 
 
 def produce(delivery: Delivery, request: Request, *tokens: int) -> None:
-    request.tokens += tokens
+    request.tokens.extend(tokens)
     delivery.mark([request])
 
 

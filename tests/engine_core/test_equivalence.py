@@ -112,5 +112,5 @@ def test_a_replay_continues_the_same_sequence() -> None:
     undisturbed = serving("llama").run([seeded(prompt, 24, seed=3, **knobs)])[0]
     for cut in (1, 7, 23):
         request = seeded(prompt, 24, seed=3, **knobs)
-        request.tokens += undisturbed[:cut]
+        request.tokens.extend(undisturbed[:cut])
         assert serving("llama").run([request])[0] == undisturbed

@@ -6,6 +6,7 @@ from protocol import messages as wire
 from protocol.metrics import EngineMetrics
 from protocol.prompt_logprobs import NO_MORE, PromptLogprobs
 from protocol.sampling import Grammar, GrammarKind, SamplingParams
+from protocol.tokens import pack
 
 SAMPLING = SamplingParams(
     max_tokens=17,
@@ -60,7 +61,7 @@ COMMANDS: list[wire.Command] = [
     wire.Generate(
         epoch=3,
         rid="chatcmpl-1",
-        prompts=[[1, 2, 3], [4]],
+        prompts=[pack([1, 2, 3]), pack([4])],
         sequences=[wire.Sequence(7, 0, 0), wire.Sequence(8, 0, 1, [9, 9]), wire.Sequence(9, 1)],
         sampling=SAMPLING,
         seed=-(2**63),

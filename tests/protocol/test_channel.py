@@ -17,6 +17,7 @@ from protocol.channel import (
     Sent,
     check_endpoint,
 )
+from protocol.tokens import pack
 from tests.protocol.samples import COMMANDS, EVENTS, SAMPLING
 
 DEADLINE_S = 10.0
@@ -143,7 +144,7 @@ def test_garbage_is_counted_and_dropped(engine: EngineChannel) -> None:
 def test_long_prompts_that_come_together_are_taken_one_step_at_a_time(
     engine: EngineChannel, client: ClientChannel
 ) -> None:
-    prompt = [2**31 - 1] * (RECEIVE_BYTES // 8)
+    prompt = pack([2**31 - 1] * (RECEIVE_BYTES // 8))
     sequences = [wire.Sequence(1, 0)]
     for number in range(5):
         until_sent(client, wire.Generate(1, str(number), [prompt], sequences, SAMPLING, 0))

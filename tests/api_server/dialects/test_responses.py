@@ -128,6 +128,7 @@ def test_tools_and_their_choice() -> None:
     ]
     assert chat(tools=[FUNCTION], parallel_tool_calls=False).parallel_tool_calls is False
     assert chat(tool_choice="required").tool_choice == "required"
+    assert chat(tool_choice="auto").tool_choice is None  # it goes without saying, also where there are no tools
     assert chat(tool_choice={"type": "function", "name": "f"}).tool_choice == NamedTool(NamedFunction("f"))
     some = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]}
     allowed = AllowedTools("required", [AllowedTool("function", NamedFunction("f"))])
@@ -145,6 +146,7 @@ def test_formats() -> None:
 
 def test_what_changes_nothing_is_accepted() -> None:
     chat(store=True, background=False, truncation="disabled", previous_response_id=None, service_tier="auto")
+    chat(truncation="auto")
     chat(prompt_cache_key="k", safety_identifier="s", max_tool_calls=3, stream_options={"include_obfuscation": False})
 
 
@@ -156,7 +158,7 @@ def test_what_changes_nothing_is_accepted() -> None:
         ({"conversation": {"id": "conv_1"}}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"background": True}, "background"),
-        ({"truncation": "auto"}, "truncation"),
+        ({"truncation": "some"}, "truncation"),
         ({"include": ["everything"]}, "include"),
         ({"input": []}, "input"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
@@ -172,6 +174,8 @@ def test_what_changes_nothing_is_accepted() -> None:
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tools": [{"type": "function", "parameters": {}}]}, "tools"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice"),
         ({"tools": [{"type": "function", "name": "a b", "parameters": {}}]}, "tools"),
         ({"tools": [FUNCTION] * 129}, "tools"),
         ({"max_output_tokens": 0}, "max_output_tokens"),

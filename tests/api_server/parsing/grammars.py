@@ -7,10 +7,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 from tokenizers import Tokenizer
 
-from protocol.sampling import Grammar, GrammarKind
+from engine_core.grammar.compiler import Compiler, Refused
+from protocol.sampling import Grammar
 
 TINY = Path(__file__).resolve().parents[3] / "engine_core/tiny/model/tokenizer.json"
 LONG = 60  # tokens after which a sentence tries to come to its end
@@ -28,20 +29,21 @@ class Vocabulary:
             description["added_tokens"].append({"id": first + i, "content": content, **plain})
         text = json.dumps(description)
         self.tokenizer = Tokenizer.from_str(text)
-        self.guidance = LLTokenizer(text)
-        self.eos = self.guidance.eos_token
+        self._compiler = Compiler(text, self.tokenizer.get_vocab_size(), [])
+        self.eos = self._compiler.eos_token_ids[0]
         quote = [token for token, id_ in sorted(self.tokenizer.get_vocab().items()) if token in ('"', "}", "]", ")")]
         self.closing = [self.tokenizer.token_to_id(token) for token in quote]
 
     def matcher(self, grammar: Grammar) -> LLMatcher:
-        assert grammar.kind is GrammarKind.LARK
-        matcher = LLMatcher(self.guidance, LLMatcher.grammar_from_lark(grammar.text), log_level=0)
-        assert not matcher.is_error(), matcher.get_error()
-        return matcher
+        return self._compiler.compile(grammar)
 
     def error(self, grammar: Grammar) -> str:
         """Why the grammar does not compile."""
-        return LLMatcher(self.guidance, LLMatcher.grammar_from_lark(grammar.text), log_level=0).get_error()
+        try:
+            self._compiler.compile(grammar)
+        except Refused as refused:
+            return str(refused)
+        return ""
 
     def begins(self, grammar: Grammar, text: str) -> bool:
         """Whether a sentence may begin like this."""

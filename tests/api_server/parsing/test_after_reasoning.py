@@ -1,15 +1,16 @@
 import json
 
 import pytest
+from msgspec.structs import replace
 
 from api_server.parsing.after_reasoning import after_reasoning
 from api_server.parsing.content import ContentReader
-from api_server.parsing.forced import tool_grammar
+from api_server.parsing.forced import HEADER, tool_grammar
 from api_server.parsing.hermes import HermesReader
 from api_server.parsing.parameters import Function
 from api_server.parsing.reasoning import ReasoningReader
 from protocol.sampling import Grammar, GrammarKind
-from tests.api_server.parsing.grammars import vocabulary
+from tests.api_server.parsing.grammars import Vocabulary, vocabulary
 from tests.api_server.parsing.reading import read
 
 TAGS = [(), ("<think>", "</think>"), ("</think>",)]
@@ -25,8 +26,10 @@ GRAMMARS = [
     (Grammar(GrammarKind.JSON_SCHEMA, "true"), "[1]", "x"),
     (Grammar(GrammarKind.REGEX, r"a/b\/[/x]+"), "a/b//x", "a/c"),
     (Grammar(GrammarKind.REGEX, "a\nb|\\\\/"), "a\nb", "a b"),
+    (Grammar(GrammarKind.REGEX, r"\d+"), "42", "\u0663"),
     (Grammar(GrammarKind.CHOICE, '["yes", "no", "\U0001f600\\n\\"/"]'), '\U0001f600\n"/', "maybe"),
     (Grammar(GrammarKind.LARK, 'start: "{" x "}" // }\nx: "x"+\nX: /}/'), "{xx}", "{}"),
+    (Grammar(GrammarKind.LARK, 'root ::= "a" b\nb ::= [0-9]+'), "a12", "b"),
     (
         tool_grammar([Function("f")], "hermes", parallel=True),
         '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>',
@@ -35,12 +38,17 @@ GRAMMARS = [
 ]
 
 
+def behind_thought(answer: Grammar, words: Vocabulary, *, opened: bool) -> Grammar:
+    start, rule = after_reasoning("answer", opened=opened, special=words.added)
+    return replace(answer, frame=f"{HEADER}\nstart: {start}\n{rule}")
+
+
 @pytest.mark.parametrize("tags", TAGS)
 @pytest.mark.parametrize(("grammar", "good", "bad"), GRAMMARS)
 def test_the_answer_follows_the_thought(tags: tuple[str, ...], grammar: Grammar, good: str, bad: str) -> None:
     words = vocabulary(*tags)
-    opened = after_reasoning(grammar, opened=True, special=words.added)
-    fresh = after_reasoning(grammar, opened=False, special=words.added)
+    opened = behind_thought(grammar, words, opened=True)
+    fresh = behind_thought(grammar, words, opened=False)
     for thought in ("", "\nI see: {\n\n", f"first {good} and <"):
         for gap in ("", "\n", "\n\n"):
             text = f"{thought}</think>{gap}"
@@ -59,13 +67,13 @@ def test_the_answer_follows_the_thought(tags: tuple[str, ...], grammar: Grammar,
 @pytest.mark.parametrize("opened", [True, False])
 def test_what_is_thought_and_answered_can_be_read(tags: tuple[str, ...], opened: bool) -> None:
     words = vocabulary(*tags)
-    grammar = after_reasoning(GRAMMARS[0][0], opened=opened, special=words.added)
+    grammar = behind_thought(GRAMMARS[0][0], words, opened=opened)
     thought = "" if opened else "<think>"
     text = f"{thought}one\n</think>\n" + '{"a": "<think"}'
     assert words.accepts(grammar, text)
     reading = read(ReasoningReader(ContentReader(), opened=opened), *text)
     assert (reading.reasoning, json.loads(reading.content)) == ("one", {"a": "<think"})
-    calls = after_reasoning(GRAMMARS[-1][0], opened=opened, special=words.added)
+    calls = behind_thought(GRAMMARS[-1][0], words, opened=opened)
     text = f"{thought}one</think>" + GRAMMARS[-1][1]
     assert words.accepts(calls, text)
     assert read(ReasoningReader(HermesReader(), opened=opened), *text).calls == [("f", "{}")]
@@ -73,23 +81,7 @@ def test_what_is_thought_and_answered_can_be_read(tags: tuple[str, ...], opened:
 
 def test_a_thought_is_not_ended_by_the_tags_letters_where_the_tag_is_a_token() -> None:
     words = vocabulary("<think>", "</think>")
-    grammar = after_reasoning(GRAMMARS[0][0], opened=True, special=words.added)
+    grammar = behind_thought(GRAMMARS[0][0], words, opened=True)
     matcher = words.matcher(grammar)
     spelt = vocabulary().tokenizer.encode("</think>").ids
     assert matcher.try_consume_tokens(spelt) < len(spelt)
-
-
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        (GrammarKind.JSON_SCHEMA, "{"),
-        (GrammarKind.JSON_SCHEMA, "[]"),
-        (GrammarKind.JSON_SCHEMA, "[" * 100_000),
-        (GrammarKind.CHOICE, '"yes"'),
-        (GrammarKind.CHOICE, "[]"),
-        (GrammarKind.CHOICE, "[1]"),
-    ],
-)
-def test_a_text_that_is_not_of_its_kind_is_refused(kind: GrammarKind, text: str) -> None:
-    with pytest.raises(ValueError, match=r"JSON|choice"):
-        after_reasoning(Grammar(kind, text), opened=True)

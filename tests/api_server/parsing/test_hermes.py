@@ -54,6 +54,9 @@ FRAGMENTS = (
         ('<tool_call>{"name": "a", "arguments": {}, "name": "b", "parameters": {"x": 1}}', "", [("a", "{}")]),
         # Tags in an argument are its text
         ('<tool_call>{"name": "a", "arguments": {"x": "</tool_call>"}}', "", [("a", '{"x": "</tool_call>"}')]),
+        # Cut off in the closing tag, and where a tag may begin behind it
+        ('<tool_call>{"name": "a"}\n</tool_c', "", [("a", "{}")]),
+        ('<tool_call>{"name": "a"}</tool_call>\n<tool', "\n<tool", [("a", "{}")]),
         # No closing tag, and text behind
         ('<tool_call>{"name": "a"}\n<tool_call>{"name": "b"}', "", [("a", "{}"), ("b", "{}")]),
         ('<tool_call>{"name": "a"}</tool_call>\nDone.', "\nDone.", [("a", "{}")]),

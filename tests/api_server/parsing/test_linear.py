@@ -62,6 +62,17 @@ HOSTILE: list[tuple[Callable[[], Reader], str, str]] = [
     (pythonic, "[f(a=", "'a' "),
     (thoughts, "", "\n"),
     (thoughts, "", "</think"),
+    *((make, "", again) for make in (HermesReader, llama, pythonic, thoughts) for again in '{["\\'),
+    *(
+        (make, begin + quote, again)
+        for make, begin in (
+            (HermesReader, '<tool_call>{"name":"f","arguments":'),
+            (llama, '{"name":"f","parameters":'),
+            (pythonic, "[f(a="),
+        )
+        for quote in ("", '"', '{"a":"')
+        for again in '{["\\'
+    ),
 ]
 
 

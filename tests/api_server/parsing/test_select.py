@@ -120,6 +120,16 @@ def test_each_dialect_has_its_reader(name: str) -> None:
     assert read(reader(None, ["f"]), sample) == Reading(sample, "", [])
 
 
+@pytest.mark.parametrize("name", TOOL_PARSERS[2:])
+def test_an_answer_that_is_held_to_calls_has_no_content(name: str) -> None:
+    dialect = tool_dialect(name, None)
+    sample = SAMPLES[name]
+    for cut in range(len(sample) + 1):
+        said = read(reader(dialect, ["f"], calls_alone=True, opened=False), "<think>hm</think>" + sample[:cut])
+        assert (said.content, said.reasoning) == ("", "hm")
+    assert said.calls == [("f", "{}")] * 2
+
+
 def test_calls_are_read_by_default_as_they_are_forced_by_default() -> None:
     assert WITHOUT_DIALECT.name == "hermes"
     assert WITHOUT_DIALECT.visible == {"<tool_call>", "</tool_call>"}

@@ -63,20 +63,20 @@ def joined(events: Sequence[Any], index: int = 0) -> dict[str, Any]:
     """The message that a client makes of the chunks. Checks what clients rely on."""
     message: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": []}
     for delta in deltas(events, index):
-        assert len(delta.keys() - {"role"}) == 1
         message["content"] += delta.get("content") or ""
         message["reasoning_content"] += delta.get("reasoning_content") or ""
         for call in delta.get("tool_calls", []):
+            function = call["function"]
+            assert function["arguments"]
             if call["index"] == len(message["tool_calls"]):
                 assert call.keys() == {"index", "id", "type", "function"}
-                assert call["function"] == {"name": call["function"]["name"], "arguments": ""}
-                message["tool_calls"].append({**call, "function": {**call["function"]}})
+                assert function.keys() == {"name", "arguments"}
+                message["tool_calls"].append({**call, "function": {**function}})
             else:
                 assert call.keys() == {"index", "function"}
                 assert call["index"] == len(message["tool_calls"]) - 1
-                assert call["function"].keys() == {"arguments"}
-                assert call["function"]["arguments"]
-                message["tool_calls"][-1]["function"]["arguments"] += call["function"]["arguments"]
+                assert function.keys() == {"arguments"}
+                message["tool_calls"][-1]["function"]["arguments"] += function["arguments"]
     return message
 
 
@@ -110,13 +110,21 @@ def test_a_call_chunk_by_chunk() -> None:
     call = {"index": 0, "id": events[1]["choices"][0]["delta"]["tool_calls"][0]["id"], "type": "function"}
     assert deltas(events) == [
         {"role": "assistant", "content": ""},
-        {"tool_calls": [{**call, "function": {"name": "stop", "arguments": ""}}]},
-        {"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]},
+        {"tool_calls": [{**call, "function": {"name": "stop", "arguments": "{"}}]},
         {"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]},
     ]
     assert len(call["id"]) == len("call_") + 24
     assert call["id"].startswith("call_")
     int(call["id"].removeprefix("call_"), 16)
+
+
+def test_a_piece_is_one_chunk_whatever_it_says() -> None:
+    text = FULL + " Done."
+    role, last = streamed(ChatRenderer, work(), answer(text, ()))
+    message = joined([role, last])
+    assert message == joined(streamed(ChatRenderer, work(), answer(text)))
+    assert (message["reasoning_content"], len(message["tool_calls"])) == ("Two and two.", 2)
+    assert message["content"] == "Let me see. 漢字 🎉\n Done."
 
 
 def test_the_whole_is_the_stream_joined() -> None:
@@ -148,7 +156,7 @@ def test_content_is_null_where_there_is_none_beside_calls_or_reasoning() -> None
         (CALL, STOP, {}, "tool_calls"),
         (CALL[:-30], FinishReason.LENGTH, {}, "length"),
         (CALL, STOP, {"named_call": True}, "stop"),
-        (CALL, STOP, {"legacy_calls": True}, "function_call"),
+        (CALL, STOP, {"legacy_calls": True}, "tool_calls"),
         (CALL, STOP, {"legacy_calls": True, "named_call": True}, "stop"),
         ("Hello", STOP, {}, "stop"),
         ("Hello", FinishReason.LENGTH, {}, "length"),
@@ -164,8 +172,7 @@ def test_the_older_shape_of_a_call() -> None:
     events = streamed(ChatRenderer, work(legacy_calls=True), answer(OTHER_CALL))
     check(events)
     assert deltas(events)[1:] == [
-        {"function_call": {"name": "stop", "arguments": ""}},
-        {"function_call": {"arguments": "{"}},
+        {"function_call": {"name": "stop", "arguments": "{"}},
         {"function_call": {"arguments": "}"}},
     ]
     message = whole(ChatRenderer, work(legacy_calls=True), answer(OTHER_CALL))["choices"][0]["message"]

@@ -55,9 +55,18 @@ test("tools, streamed and whole", async () => {
 });
 
 test("errors are what they are", async () => {
-  await assert.rejects(generateText({ ...greedy, temperature: 9 }), (error) => error.statusCode === 400);
-  const none = provider("gpt-17");
-  await assert.rejects(generateText({ ...greedy, model: none }), (error) => error.statusCode === 404);
+  const is = (status, code, param) => (error) => {
+    assert.deepEqual([error.statusCode, error.data.error.code, error.data.error.param], [status, code, param]);
+    assert.equal(error.message, error.data.error.message);
+    return true;
+  };
+  const hot = { ...greedy, temperature: 9 };
+  await assert.rejects(generateText(hot), is(400, "invalid_request_error", "temperature"));
+  const none = { ...greedy, model: provider("gpt-17") };
+  await assert.rejects(generateText(none), is(404, "model_not_found", "model"));
+  const stranger = createOpenAICompatible({ name: "tokenwire", baseURL: `${process.env.BASE_URL}/v1`, apiKey: "sk-wrong" });
+  const unknown = { ...greedy, model: stranger(process.env.MODEL) };
+  await assert.rejects(generateText(unknown), is(401, "invalid_api_key", null));
 });
 
 test("leaving a stream", async () => {

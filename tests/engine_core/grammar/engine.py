@@ -28,6 +28,7 @@ from engine_core.tiny import MODEL_PATH
 from protocol import messages as wire
 from protocol.channel import EngineChannel, Sent
 from protocol.sampling import Grammar, GrammarKind, SamplingParams
+from protocol.tokens import pack
 from tests.engine_core.serving import adapt
 
 TOKENIZER = (MODEL_PATH / "tokenizer.json").read_bytes()
@@ -206,7 +207,7 @@ class Engine:
         params = SamplingParams(**{"max_tokens": 120, "temperature": 2.0, "grammar": grammar, **sampling})
         reply = self.expect()
         sequence = wire.Sequence(reply.handle, 0, out=list(out))
-        self.tell(wire.Generate(EPOCH, reply.rid, [encode(prompt)], [sequence], params, seed), peer)
+        self.tell(wire.Generate(EPOCH, reply.rid, [pack(encode(prompt))], [sequence], params, seed), peer)
         return reply
 
     def expect(self) -> Reply:

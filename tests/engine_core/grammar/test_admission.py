@@ -11,11 +11,12 @@ from engine_core.grammar.pool import Pool
 from engine_core.grammar.processes import LOST
 from protocol import messages as wire
 from protocol.sampling import Grammar, GrammarKind, SamplingParams
+from protocol.tokens import pack
 from protocol.validate import InvalidRequest
 from tests.engine_core.grammar.scripted import Scripted
 
 PEER = b"peer"
-SIGALRM, SIGABRT = -14, -6
+SIGXCPU, SIGALRM, SIGABRT = -24, -14, -6
 
 
 class Desk:
@@ -41,11 +42,11 @@ class Desk:
 
 def command(text: str, handles: tuple[int, ...] = (0,)) -> wire.Generate:
     sampling = SamplingParams(max_tokens=9, grammar=Grammar(GrammarKind.REGEX, text, "tools"))
-    return wire.Generate(1, text, [[1]], [wire.Sequence(handle, 0) for handle in handles], sampling, 0)
+    return wire.Generate(1, text, [pack([1])], [wire.Sequence(handle, 0) for handle in handles], sampling, 0)
 
 
 def test_a_request_without_a_grammar_passes() -> None:
-    plain = wire.Generate(1, "r", [[1]], [wire.Sequence(0, 0)], SamplingParams(max_tokens=9), 0)
+    plain = wire.Generate(1, "r", [pack([1])], [wire.Sequence(0, 0)], SamplingParams(max_tokens=9), 0)
     assert Desk().admission.passed(PEER, plain)
 
 
@@ -59,6 +60,7 @@ def test_one_is_compiled_at_a_time_in_the_order_of_arrival() -> None:
     assert [said.rid for said in desk.settled() if isinstance(said, wire.Generate)] == ["a", "a"]
     assert desk.ask("a")
     assert desk.admission.waiting == 1
+    desk.settled()
     [*_, second] = desk.processes.forked
     assert second.grammar.text == "b"
 
@@ -73,7 +75,10 @@ def test_a_refusal_is_remembered() -> None:
     assert (desk.refusal("a").message, desk.refusal("a").param) == ("It is wrong.", "tools")
 
 
-@pytest.mark.parametrize(("code", "words"), [(SIGALRM, "longer than 2 s"), (SIGABRT, "more than 512 MiB")])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(SIGXCPU, "longer than 2 s"), (SIGALRM, "longer than 10 s"), (SIGABRT, "more than 512 MiB")],
+)
 def test_a_limit_that_was_exceeded_is_remembered_for_a_while(code: int, words: str) -> None:
     desk = Desk()
     desk.ask("a")
@@ -138,6 +143,28 @@ def test_one_in_use_does_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     desk.settled()
     assert desk.processes.dropped == [process]
     assert desk.processes.forked[-1].grammar.text == "b"
+
+
+def test_a_new_one_is_taken_before_it_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "FOLLOWERS_MAX", 1)
+    desk = Desk()
+    desk.ask("a")
+    desk.ask("b")
+    for text in "ab":
+        desk.settled()
+        desk.processes.forked[-1].compiled = True
+        assert desk.settled() == [command(text)]
+        assert desk.ask(text), "what was compiled for it has made room for the next one already"
+
+
+def test_any_number_may_wait_for_one_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "GRAMMARS_WAITING_MAX", 2)
+    monkeypatch.setattr(bounds, "REQUESTS_WAITING_MAX", 5)
+    desk = Desk()
+    assert not any(desk.ask(text) for text in "abba")
+    assert desk.refusal("c").code == "queue_full"
+    assert not desk.ask("a")
+    assert desk.refusal("a").code == "queue_full"
 
 
 @pytest.mark.parametrize(

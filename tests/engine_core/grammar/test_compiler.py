@@ -6,6 +6,7 @@ import threading
 from functools import cache
 
 import pytest
+from msgspec.structs import replace
 
 from engine_core.grammar.compiler import MESSAGE_CHARS, Compiler, Refused
 from protocol.sampling import Grammar, GrammarKind
@@ -19,7 +20,7 @@ def compiler() -> Compiler:
 
 def accepts(grammar: Grammar, text: str) -> bool:
     """The whole text, and it may end there."""
-    matcher = compiler().compile(grammar.kind, grammar.text)
+    matcher = compiler().compile(grammar)
     return bool(matcher.consume_tokens(encode(text)) and matcher.is_accepting())
 
 
@@ -47,6 +48,8 @@ POINT = schema(type="object", properties={"x": {"type": "integer"}, "y": {"type"
         (lark('start: "a" B+\nB: /[0-9]/'), "a12"),
         (Grammar(GrammarKind.LARK, 'root ::= "a" b\nb ::= [0-9]+ | "x"\n'), "a12"),
         (lark('start: %json {"type": "integer"}'), "-7"),
+        (lark('?start: sum\n?sum: NUMBER | sum "+" NUMBER\nNUMBER: /[0-9]+/'), "1+2"),
+        (lark('start[capture]: "a ::= b"\n// root ::=\n'), "a ::= b"),
     ],
 )
 def test_sentences_of_each_kind(grammar: Grammar, text: str) -> None:
@@ -70,8 +73,9 @@ def test_what_is_no_sentence(grammar: Grammar, text: str) -> None:
     assert not accepts(grammar, text)
 
 
-def test_whitespace_has_an_end() -> None:
-    matcher = compiler().compile(POINT.kind, POINT.text)
+@pytest.mark.parametrize("frame", ["", "start: answer"])
+def test_whitespace_has_an_end(frame: str) -> None:
+    matcher = compiler().compile(replace(POINT, frame=frame))
     assert matcher.consume_tokens(encode("{\n" + 16 * " "))
     assert matcher.validate_tokens(encode(" ")) == 0
 
@@ -96,16 +100,50 @@ def test_whitespace_has_an_end() -> None:
         (Grammar(GrammarKind.CHOICE, "[]"), "there is no choice"),
         (lark("start: b"), 'unknown name: "b"'),
         (lark('start: "a'), "The grammar can't be enforced: 1\\(10\\): lexer error"),
-        (lark("strat: 1"), "The grammar can't be read: Expected ::="),
+        (lark('strat: "a"'), "The grammar can't be enforced: no start rule found"),
+        (lark('root ::= "a'), "The grammar can't be read: "),
         (lark("start: <|nope|>"), "unknown special token"),
         (lark('start: %json {"$ref": "http://example.com/s.json"}'), "does not fetch"),
     ],
 )
 def test_refusals_say_what_is_wrong(grammar: Grammar, words: str) -> None:
     with pytest.raises(Refused, match=words) as caught:
-        compiler().compile(grammar.kind, grammar.text)
+        compiler().compile(grammar)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < MESSAGE_CHARS + 200
+
+
+FRAME = 'start: "(" answer ")" | calls\ncalls: %lark {\nstart: "call"\n}'
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        (POINT, '{"x": 1}'),
+        (regex(r"\d{2}/[})]"), "12/}"),
+        (choice("yes", ")"), ")"),
+        (lark('start: word // }\nword: "a" "}"'), "a}"),
+        (Grammar(GrammarKind.LARK, 'root ::= "a" b\nb ::= [0-9]+ | "x"\n'), "a12"),
+    ],
+)
+def test_in_a_frame_each_kind_is_what_it_is_alone(grammar: Grammar, text: str) -> None:
+    framed = replace(grammar, frame=FRAME)
+    assert accepts(grammar, text)
+    assert accepts(framed, f"({text})")
+    assert accepts(framed, "call")
+    assert not accepts(framed, text)
+    assert not accepts(replace(regex(r"\d"), frame=FRAME), "(٣)")
+
+
+def test_a_refusal_names_no_place_in_a_frame() -> None:
+    with pytest.raises(Refused, match=r'^The grammar can.t be enforced: unknown name: "b"'):
+        compiler().compile(replace(lark("start: b"), frame=FRAME))
+
+
+def test_the_options_of_a_schema_are_the_clients() -> None:
+    assert accepts(schema(type="object", **{"x-guidance": {"whitespace_pattern": "[ ]{4}"}}), "{    }")
+    with pytest.raises(Refused, match="invalid type"):
+        compiler().compile(schema(type="object", **{"x-guidance": 5}))
 
 
 def test_no_reference_is_ever_fetched() -> None:
@@ -121,9 +159,9 @@ def test_no_reference_is_ever_fetched() -> None:
         port = server.getsockname()[1]
         for reference in (f"http://127.0.0.1:{port}/s.json", f"http://127.0.0.1:{port}/s.json#/$defs/a"):
             with pytest.raises(Refused):
-                compiler().compile(GrammarKind.JSON_SCHEMA, json.dumps({"$ref": reference}))
+                compiler().compile(schema(**{"$ref": reference}))
             with pytest.raises(Refused):
-                compiler().compile(GrammarKind.JSON_SCHEMA, json.dumps({"$id": reference, "$ref": "other.json"}))
+                compiler().compile(schema(**{"$id": reference, "$ref": "other.json"}))
         assert not caught.is_set()
         socket.create_connection(("127.0.0.1", port)).close()  # it would have been heard
         listener.join(10.0)

@@ -79,7 +79,7 @@ def test_each_token_goes_out_once(processes: Scripted) -> None:
 
 def test_a_preempted_request_begins_anew_elsewhere(processes: Scripted) -> None:
     found, [request, other] = running(processes, 2)
-    request.tokens += [7, 8]
+    request.tokens.extend([7, 8])
     found.advance([request])
     request.slot = NO_SLOT
     found.concluded()
@@ -126,7 +126,7 @@ def test_complete_and_broken_ones_conclude(processes: Scripted) -> None:
 
 def test_the_one_that_killed_its_follower_fails_and_the_others_move(processes: Scripted) -> None:
     found, [innocent, guilty] = running(processes, 2)
-    innocent.tokens += [7]
+    innocent.tokens.append(7)
     found.advance([innocent])
     processes.die(SIGPROF, guilty)
     [(request, failure)] = found.concluded()
@@ -155,6 +155,20 @@ def test_a_death_from_outside_is_nobodys_fault_for_a_while(processes: Scripted, 
         found.concluded()
     processes.die(code, request)
     assert found.concluded() == [(request, ("internal_error", followings.LOST))]
+
+
+def test_a_token_in_flight_while_the_successor_compiles_goes_out_with_the_others(processes: Scripted) -> None:
+    found, [request] = running(processes)
+    processes.die(LOST)
+    found.concluded()
+    request.tokens.append(7)
+    found.advance([request])
+    assert processes.orders(processes.forked[1]) == []
+    assert request.held
+    processes.forked[1].compiled = True
+    found.concluded()
+    assert [(order.fresh, order.tokens) for order in processes.orders(processes.forked[1])] == [(True, [7])]
+    assert not request.held
 
 
 def test_a_successor_that_refuses_fails_all(processes: Scripted) -> None:

@@ -54,7 +54,7 @@ def allowed(process: Process, slot: int) -> set[int]:
 def test_a_mask_is_what_the_matcher_accepts(processes: Processes, name: str) -> None:
     grammar = GRAMMARS[name]
     process = compiled(processes, grammar)
-    matcher = Compiler(TOKENIZER.decode(), WIDTH, EOS).compile(grammar.kind, grammar.text)
+    matcher = Compiler(TOKENIZER.decode(), WIDTH, EOS).compile(grammar)
     noise = random.Random(name)
     tokens: list[int] = []
     for ticket in range(1, STEPS):

@@ -13,7 +13,8 @@ import pytest
 
 from engine_core.grammar import bounds
 from protocol import messages as wire
-from protocol.sampling import Grammar
+from protocol.sampling import Grammar, GrammarKind
+from protocol.tokens import pack
 from tests.engine_core.grammar.engine import DEADLINE_S, EPOCH, Engine, Reply, choice, encode, lark, regex, schema
 from tests.engine_core.grammar.processes import children, followers, is_alive, nursery
 
@@ -120,7 +121,7 @@ def test_a_bomb_is_not_tried_twice(engine: Engine) -> None:
     forked = engine.grammars.pool.processes._number
     again = engine.ask(ENDLESS)
     engine.wait(again)
-    assert "takes longer than 2 s" in refusal(again)
+    assert "takes longer than" in refusal(again)
     assert engine.grammars.pool.processes._number == forked
 
 
@@ -130,25 +131,63 @@ def test_the_size_has_a_limit(engine: Engine) -> None:
     assert "80000 bytes, at most 65536" in refusal(reply)
 
 
-MEMORY = """
+def test_the_largest_grammar_is_served(engine: Engine) -> None:
+    remark = "// " + "x" * 65_000
+    reply = engine.ask(Grammar(GrammarKind.LARK, f'start: "yes"\n{remark}', frame=f"start: answer\n{remark}"))
+    engine.wait(reply)
+    assert reply.text == "yes"
+    reply = engine.ask(Grammar(GrammarKind.LARK, 'start: "yes"', frame=remark + "x" * 600))
+    engine.wait(reply)
+    assert "65603 bytes, at most 65536" in refusal(reply)
+
+
+FOLLOWER = """
 import os, socket, sys
 from engine_core.grammar import bounds, follower
 from engine_core.grammar.compiler import Compiler
-from engine_core.grammar.messages import Compile, encode, socket_pair
+from engine_core.grammar.messages import Compile, Order, Orders, encode, socket_pair
 from engine_core.tiny import MODEL_PATH
-from protocol.sampling import GrammarKind
-bounds.COMPILE_BYTES, bounds.COMPILE_S = 32 << 20, 60.0
+from protocol.sampling import Grammar, GrammarKind
+{bounds}
 ours, theirs = socket_pair()
 compiler = Compiler((MODEL_PATH / "tokenizer.json").read_text(), 3072, [2])
-ours.send(encode(Compile(GrammarKind.REGEX, r"(?i)\\p{L}" + r"\\p{L}" * 9000)))
+ours.send(encode(Compile(Grammar(GrammarKind({kind}), {text!r}))))
+ours.send(encode(Orders([Order(0, True, [], 1)])))
+ours.shutdown(socket.SHUT_WR)
 os.dup2(os.open(os.devnull, os.O_RDWR), 2)
-sys.exit(follower.run(theirs, compiler, 4))
+code = follower.run(theirs, compiler, 4)
+print(os.getpriority(os.PRIO_PROCESS, 0))
+sys.exit(code)
 """
+PLENTY = "bounds.COMPILE_BYTES, bounds.COMPILE_S, bounds.COMPILE_WALL_S = 2 << 30, 60, 60.0"
+HUGE = regex(r"(?i)\p{L}" + r"\p{L}" * 9000)
 
 
-def test_memory_has_a_limit() -> None:
-    ended = subprocess.run([sys.executable, "-c", MEMORY], timeout=DEADLINE_S, check=False)
-    assert ended.returncode == -signal.SIGABRT
+def follow(grammar: Grammar, limits: str) -> subprocess.CompletedProcess[str]:
+    """A follower's life, with limits of its own."""
+    script = FOLLOWER.format(kind=int(grammar.kind), text=grammar.text, bounds=f"{PLENTY}\n{limits}")
+    return subprocess.run(
+        [sys.executable, "-c", script], timeout=DEADLINE_S, check=False, stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("grammar", "limit", "end"),
+    [
+        (HUGE, "bounds.COMPILE_BYTES = 32 << 20", signal.SIGABRT),
+        (ENDLESS, "bounds.COMPILE_S = 1", signal.SIGXCPU),
+        (ENDLESS, "bounds.COMPILE_WALL_S = 0.2", signal.SIGALRM),
+    ],
+)
+def test_compiling_has_limits(grammar: Grammar, limit: str, end: int) -> None:
+    assert follow(grammar, limit).returncode == -end
+
+
+@pytest.mark.parametrize(("mask_s", "heavy_s", "last"), [(0.0, -1.0, True), (60.0, -1.0, False), (0.0, 60.0, False)])
+def test_who_takes_much_of_the_processor_comes_last(mask_s: float, heavy_s: float, last: bool) -> None:
+    ended = follow(regex("[a-z]+"), f"bounds.HEAVY_MASK_CPU_S, bounds.HEAVY_CPU_S = {mask_s}, {heavy_s}")
+    priority = 19 if last else os.getpriority(os.PRIO_PROCESS, 0)
+    assert (ended.returncode, ended.stdout) == (0, f"{priority}\n")
 
 
 # --------------------------------------------------------------------------------------------------------- deaths
@@ -280,7 +319,7 @@ def test_a_part_of_a_request_may_be_aborted_while_it_waits(engine: Engine) -> No
     kept, gone = engine.expect(), engine.expect()
     sequences = [wire.Sequence(kept.handle, 0), wire.Sequence(gone.handle, 0, 1)]
     sampling = wire.SamplingParams(max_tokens=50, grammar=regex("[ab]{40}"))
-    engine.tell(wire.Generate(EPOCH, kept.rid, [encode("x")], sequences, sampling, 0))
+    engine.tell(wire.Generate(EPOCH, kept.rid, [pack(encode("x"))], sequences, sampling, 0))
     engine.until(lambda: engine.grammars.admission.waiting == 2)
     engine.tell(wire.Abort([gone.handle]))
     engine.until(lambda: kept.finish is not None)
@@ -298,7 +337,7 @@ def test_a_drain_answers_those_who_wait() -> None:
 
 
 def test_those_who_wait_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "WAITING_MAX", 3)
+    monkeypatch.setattr(bounds, "GRAMMARS_WAITING_MAX", 3)
     with Engine() as engine:
         waiting = [engine.ask(slow(name)) for name in "abcde"]
         engine.wait(*waiting[3:])
