@@ -147,8 +147,8 @@ def test_it_may_be_cancelled_at_any_time(tmp_path: Path, gap: str) -> None:
         client.cancel("a")
         client.cancel("a")
         client.generate("b", **HELLO)
-        device.gate.set()
         client.cancel("first")
+        device.gate.set()
         heard, ends = [], {("done", "b"), ("error", "first")}
         while ends:
             message = client.hear()
