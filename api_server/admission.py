@@ -31,7 +31,6 @@ from protocol import validate
 from protocol.messages import Generate, Limits, ModelCard
 from protocol.messages import Sequence as WireSequence
 from protocol.sampling import Grammar, SamplingParams
-from protocol.tokens import pack
 
 logger: Final = logging.getLogger("tokenwire.admission")
 
@@ -354,7 +353,7 @@ class Admission:
         request = Generate(
             epoch=0,
             rid=submission.rid,
-            prompts=[pack(prompt) for prompt in submission.prompts],
+            prompts=submission.packed,
             sequences=[WireSequence(i, i // submission.n, i % submission.n) for i in range(size)],
             sampling=submission.sampling,
             seed=submission.seed,

@@ -1,12 +1,16 @@
 """How a frontend stops taking work: the flag, the count of what still runs, and the gate that refuses what is new."""
 
 import asyncio
+import re
+from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api_server.auth import HEALTH_PATHS
 from api_server.errors import ApiError
 from api_server.respond import ErrorResponse
+
+_CANCEL: Final = re.compile(r"/v1/requests/[^/]+/cancel")
 
 
 class Drain:
@@ -45,8 +49,9 @@ class Drain:
 
 
 class DrainGate:
-    """Counts requests while they run, and answers 503 `draining` to those that come too late. Health passes. An open
-    WebSocket is no request: its generations are, and are counted where they run."""
+    """Counts requests while they run, and answers 503 `draining` to those that come too late. Health passes, and
+    so does who cancels what runs. An open WebSocket is no request: its generations are, and are counted where they
+    run."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self.app = app
@@ -56,7 +61,7 @@ class DrainGate:
         if scope["type"] == "lifespan" or scope["path"] in HEALTH_PATHS:
             await self.app(scope, receive, send)
             return
-        if self.drain.draining:
+        if self.drain.draining and not _CANCEL.fullmatch(scope["path"]):
             error = ApiError("draining", "This server is shutting down; another one will take the request.")
             await ErrorResponse(error)(scope, receive, send)
             return

@@ -17,7 +17,6 @@ from api_server.submission import Submission
 from protocol import messages as wire
 from protocol.channel import ClientChannel, Link, TooLarge
 from protocol.metrics import EngineMetrics
-from protocol.tokens import pack
 
 logger: Final = logging.getLogger("tokenwire.engine_client")
 
@@ -155,7 +154,7 @@ class EngineClient:
         return wire.Generate(
             self.epoch,
             submission.rid,
-            [pack(prompt) for prompt in submission.prompts],
+            submission.packed,
             sequences,
             submission.sampling,
             submission.seed,

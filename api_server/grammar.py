@@ -53,7 +53,8 @@ def _formatted(wanted: ResponseFormat) -> Grammar | None:
             return _of_schema(ANY_OBJECT, RESPONSE_FORMAT)
         case JsonSchemaFormat(json_schema):
             lenient = {} if json_schema.strict else {OPTIONS: {"lenient": True}}
-            return _of_schema({**json_schema.schema, **lenient}, RESPONSE_FORMAT)
+            schema = ANY_OBJECT if json_schema.schema is None else json_schema.schema
+            return _of_schema({**schema, **lenient}, RESPONSE_FORMAT)
         case _:
             return None
 

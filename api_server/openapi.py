@@ -51,7 +51,7 @@ KEYS: Final[dict[str, dict[str, str]]] = {
 }
 HEADERS: Final[dict[str, dict[str, Any]]] = {
     "X-Request-Id": {
-        "description": "The request's own X-Request-Id, or one that was made for it.",
+        "description": "The request's own, if that is up to 256 visible ASCII characters, else one made here.",
         "required": True,
         "schema": {"type": "string"},
     },

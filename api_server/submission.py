@@ -1,11 +1,13 @@
 """One HTTP request as the engine sees it. Knows nothing of text."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from protocol.sampling import SamplingParams
+from protocol.tokens import pack
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Submission:
     """Token ids, and nothing left to default."""
 
@@ -17,3 +19,8 @@ class Submission:
     salt: bytes = b""
     priority: int = 0
     meta: bytes = b""
+
+    @cached_property
+    def packed(self) -> list[bytes]:
+        """The prompts as they travel."""
+        return [pack(prompt) for prompt in self.prompts]

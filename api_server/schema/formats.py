@@ -22,10 +22,10 @@ class JsonObjectFormat(Struct, frozen=True, tag_field="type", tag="json_object")
 
 class JsonSchema(Struct, frozen=True):
     """With `strict`, a schema that can't be enforced to the letter is refused; without it, what can't be enforced is
-    left out."""
+    left out. Without `schema` it is any object."""
 
     name: Name
-    schema: Schema
+    schema: Schema | None = None
     description: str | None = None
     strict: bool | None = None
 

@@ -35,7 +35,7 @@ def stream_id(client: BareClient) -> str:
 
 @pytest.mark.parametrize("accept", ["", "Accept: application/x-ndjson\r\n"])
 def test_a_stream_ends_with_the_error_and_no_done(tmp_path: Path, accept: str) -> None:
-    with serving(tmp_path, MadeUpDevice(step_s=0.005)) as (server, engine), server.connect() as client:
+    with serving(tmp_path, MadeUpDevice(step_s=0.02)) as (server, engine), server.connect() as client:
         begin(server, client, accept, stream=True)
         rid = stream_id(client)
         client.until(b"Hello")
@@ -51,7 +51,7 @@ def test_a_stream_ends_with_the_error_and_no_done(tmp_path: Path, accept: str) -
 
 
 def test_an_answer_in_one_piece_is_499(tmp_path: Path) -> None:
-    with serving(tmp_path, MadeUpDevice(step_s=0.005)) as (server, engine), server.connect() as client:
+    with serving(tmp_path, MadeUpDevice(step_s=0.02)) as (server, engine), server.connect() as client:
         begin(server, client, stream=False)
         until(lambda: bool(engine.scheduler.running))
         assert cancel(server, engine.scheduler.running[0].rid).status == 200
@@ -61,7 +61,7 @@ def test_an_answer_in_one_piece_is_499(tmp_path: Path) -> None:
 
 def test_a_key_cancels_its_own_requests_alone(tmp_path: Path) -> None:
     with (
-        serving(tmp_path, MadeUpDevice(step_s=0.005), api_keys=("k1", "k2")) as (server, _),
+        serving(tmp_path, MadeUpDevice(step_s=0.02), api_keys=("k1", "k2")) as (server, _),
         server.connect() as client,
     ):
         begin(server, client, "X-Api-Key: k1\r\n", stream=True)
@@ -70,6 +70,18 @@ def test_a_key_cancels_its_own_requests_alone(tmp_path: Path) -> None:
         assert code(foreign) == code(unknown) == (404, "request_not_found")
         assert foreign.body == unknown.body
         assert cancel(server, rid, "X-Api-Key: k1\r\n").status == 200
+
+
+def test_a_drain_waits_for_what_may_still_be_cancelled(tmp_path: Path) -> None:
+    with serving(tmp_path, MadeUpDevice(step_s=0.02)) as (server, engine), server.connect() as client:
+        begin(server, client, stream=True)
+        rid = stream_id(client)
+        server.stop()
+        until(lambda: server.frontend.draining)
+        assert cancel(server, rid).status == 200
+        assert b'"code":"request_cancelled"' in client.rest()
+        server.join()
+        until(lambda: engine.scheduler.idle and engine.scheduler.pool.used == 0)
 
 
 @pytest.mark.parametrize("rid", [UNKNOWN, "x", "x" * 128, "x" * 129, "%00", "%ff%fe", "%F0%9F%8E%89" * 128, "a%2Fb"])

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from api_server.engine_client import EngineClient
 from api_server.errors import ApiError
 from api_server.stream import Stream
+from api_server.submission import Submission
 from protocol.messages import Delta, FinishReason
 from protocol.sampling import SamplingParams
 from tests.fakes import DEADLINE_S, MadeUpDevice, MadeUpEngine
@@ -19,16 +19,10 @@ FIVE = SamplingParams(max_tokens=5, ignore_eos=True)
 ENDLESS = SamplingParams(max_tokens=3000, ignore_eos=True)
 
 
-@dataclass(frozen=True)
-class Asked:
-    rid: str = "r1"
-    prompts: list[list[int]] = field(default_factory=lambda: [[1, 2, 3]])
-    n: int = 1
-    sampling: SamplingParams = FIVE
-    seed: int = 0
-    salt: bytes = b""
-    priority: int = 0
-    meta: bytes = b""
+def asked(
+    sampling: SamplingParams = FIVE, *, rid: str = "r1", prompts: list[list[int]] | None = None, n: int = 1
+) -> Submission:
+    return Submission(rid, [[1, 2, 3]] if prompts is None else prompts, n, sampling, seed=0)
 
 
 @pytest.fixture
@@ -70,7 +64,7 @@ async def read_on(stream: Stream) -> None:
 async def test_a_request_and_its_tokens(endpoint: str) -> None:
     with MadeUpEngine(endpoint):
         async with connected(endpoint) as client:
-            with await client.submit(Asked()) as stream:
+            with await client.submit(asked()) as stream:
                 assert await read(stream) == {0: [1, 2, 3, 1, 2]}
             assert client.ready
             assert client.epoch == 1
@@ -79,14 +73,14 @@ async def test_a_request_and_its_tokens(endpoint: str) -> None:
 async def test_several_prompts_and_choices(endpoint: str) -> None:
     with MadeUpEngine(endpoint):
         async with connected(endpoint) as client:
-            with await client.submit(Asked(prompts=[[1], [2]], n=2)) as stream:
+            with await client.submit(asked(prompts=[[1], [2]], n=2)) as stream:
                 assert await read(stream) == {0: [1] * 5, 1: [1] * 5, 2: [2] * 5, 3: [2] * 5}
 
 
 async def test_what_is_not_taken_is_merged(endpoint: str) -> None:
     with MadeUpEngine(endpoint) as engine:
         async with connected(endpoint) as client:
-            with await client.submit(Asked()) as stream:
+            with await client.submit(asked()) as stream:
                 await until(lambda: engine.device.steps == 5 and not stream._unfinished)
                 [(index, delta)] = await stream.take()
                 assert (index, delta.pos, delta.tokens) == (0, 0, [1, 2, 3, 1, 2])
@@ -99,7 +93,7 @@ async def test_refusals_keep_their_code_and_field(endpoint: str) -> None:
     with MadeUpEngine(endpoint):
         async with connected(endpoint) as client:
             with pytest.raises(ApiError) as caught:
-                await client.submit(Asked(prompts=[[1, 5000]]))
+                await client.submit(asked(prompts=[[1, 5000]]))
             assert (caught.value.status, caught.value.param) == (400, "prompt")
 
 
@@ -109,11 +103,11 @@ async def test_a_full_queue(endpoint: str) -> None:
         async with connected(endpoint) as client:
             device.step_s = 0.01
             long = SamplingParams(max_tokens=1000, ignore_eos=True)
-            streams = [await client.submit(Asked(rid="first", sampling=long))]
+            streams = [await client.submit(asked(rid="first", sampling=long))]
             await until(lambda: len(engine.scheduler.running) == 1)
-            streams += [await client.submit(Asked(rid=str(i), sampling=long)) for i in range(2)]
+            streams += [await client.submit(asked(rid=str(i), sampling=long)) for i in range(2)]
             with pytest.raises(ApiError) as caught:
-                await client.submit(Asked(rid="too many", sampling=long))
+                await client.submit(asked(rid="too many", sampling=long))
             assert caught.value.code == "queue_full"
             assert caught.value.headers == {"Retry-After": "1"}
             for stream in streams:
@@ -125,7 +119,7 @@ async def test_leaving_early_frees_the_blocks(endpoint: str) -> None:
     device = MadeUpDevice(step_s=0.005)
     with MadeUpEngine(endpoint, device=device) as engine:
         async with connected(endpoint) as client:
-            with await client.submit(Asked(sampling=ENDLESS)) as stream:
+            with await client.submit(asked(sampling=ENDLESS)) as stream:
                 await stream.take()
                 assert engine.scheduler.pool.used
             await until(lambda: engine.scheduler.pool.used == 0)
@@ -135,7 +129,7 @@ async def test_leaving_early_frees_the_blocks(endpoint: str) -> None:
 async def test_who_leaves_makes_room_for_the_next_at_once(endpoint: str) -> None:
     with MadeUpEngine(endpoint):
         async with connected(endpoint) as client:
-            with await client.submit(Asked(sampling=ENDLESS)):
+            with await client.submit(asked(sampling=ENDLESS)):
                 client.load.full = True
             assert not client.load.full
 
@@ -144,9 +138,9 @@ async def test_being_cancelled_in_submit_aborts(endpoint: str) -> None:
     device = MadeUpDevice()
     with MadeUpEngine(endpoint, device=device) as engine:
         async with connected(endpoint) as client:
-            with await client.submit(Asked(rid="busy")):
+            with await client.submit(asked(rid="busy")):
                 device.gate.clear()
-                task = asyncio.create_task(client.submit(Asked(rid="cancelled")))
+                task = asyncio.create_task(client.submit(asked(rid="cancelled")))
                 await asyncio.sleep(0)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -158,7 +152,7 @@ async def test_being_cancelled_in_submit_aborts(endpoint: str) -> None:
 async def test_a_stop_is_a_success(endpoint: str) -> None:
     with MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.002)) as engine:
         async with connected(endpoint) as client:
-            with await client.submit(Asked(sampling=ENDLESS)) as stream:
+            with await client.submit(asked(sampling=ENDLESS)) as stream:
                 await stream.take()
                 stream.stop(0, 1)
                 assert stream.finished
@@ -171,7 +165,7 @@ async def test_engine_death_ends_streams_and_the_next_engine_serves(endpoint: st
         with MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.002)) as engine:
             client = EngineClient(endpoint)
             await client.start()
-            stream = await client.submit(Asked(sampling=ENDLESS))
+            stream = await client.submit(asked(sampling=ENDLESS))
             await stream.take()
             await asyncio.to_thread(engine.kill)
         with pytest.raises(ApiError) as caught:
@@ -182,7 +176,7 @@ async def test_engine_death_ends_streams_and_the_next_engine_serves(endpoint: st
         with MadeUpEngine(endpoint, epoch=2):
             await client.wait_ready(DEADLINE_S)
             assert client.epoch == 2
-            with await client.submit(Asked(rid="r2")) as again:
+            with await client.submit(asked(rid="r2")) as again:
                 assert await read(again) == {0: [1, 2, 3, 1, 2]}
             client.close()
 
@@ -190,11 +184,11 @@ async def test_engine_death_ends_streams_and_the_next_engine_serves(endpoint: st
 async def test_a_draining_engine_says_so_and_finishes(endpoint: str) -> None:
     with MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.01)) as engine:
         async with connected(endpoint) as client:
-            with await client.submit(Asked(sampling=SamplingParams(max_tokens=100, ignore_eos=True))) as stream:
+            with await client.submit(asked(sampling=SamplingParams(max_tokens=100, ignore_eos=True))) as stream:
                 engine.core.drain(DEADLINE_S)
                 await until(lambda: client.state == "draining")
                 with pytest.raises(ApiError) as caught:
-                    await client.submit(Asked(rid="late"))
+                    await client.submit(asked(rid="late"))
                 assert caught.value.code == "draining"
                 assert len((await read(stream))[0]) == 100
 
@@ -202,7 +196,7 @@ async def test_a_draining_engine_says_so_and_finishes(endpoint: str) -> None:
 async def test_a_drain_that_takes_too_long_ends_streams_with_a_word(endpoint: str) -> None:
     with MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.01)) as engine:
         async with connected(endpoint) as client:
-            with await client.submit(Asked(sampling=ENDLESS)) as stream:
+            with await client.submit(asked(sampling=ENDLESS)) as stream:
                 engine.core.drain(0.1)
                 with pytest.raises(ApiError) as caught:
                     await read_on(stream)
@@ -226,7 +220,7 @@ async def test_a_stuck_step_shows_in_the_state(endpoint: str, monkeypatch: pytes
     with MadeUpEngine(endpoint, device=device):
         async with connected(endpoint) as client:
             device.gate.clear()
-            with await client.submit(Asked()):
+            with await client.submit(asked()):
                 await until(lambda: client.state == "stale")
                 device.gate.set()
                 await until(lambda: client.state == "ready")
@@ -251,7 +245,7 @@ def test_positions_that_overlap_are_cut_and_gaps_end_the_request() -> None:
 async def test_a_request_of_another_frontend_is_cancelled_with_its_key_alone(endpoint: str) -> None:
     with MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.002)) as engine:
         async with connected(endpoint) as reader, connected(endpoint) as other:
-            with await reader.submit(Asked(sampling=ENDLESS, n=2), b"key") as stream:
+            with await reader.submit(asked(sampling=ENDLESS, n=2), b"key") as stream:
                 await stream.take()
                 assert not await other.cancel("r1", b"another key")
                 assert not await other.cancel("r2", b"key")
@@ -267,9 +261,9 @@ async def test_what_waits_to_be_accepted_can_be_cancelled(endpoint: str) -> None
     device = MadeUpDevice()
     with MadeUpEngine(endpoint, device=device):
         async with connected(endpoint) as client:
-            with await client.submit(Asked(rid="busy", sampling=ENDLESS)):
+            with await client.submit(asked(rid="busy", sampling=ENDLESS)):
                 device.gate.clear()
-                submitting = asyncio.create_task(client.submit(Asked(rid="r2", sampling=ENDLESS)))
+                submitting = asyncio.create_task(client.submit(asked(rid="r2", sampling=ENDLESS)))
                 await asyncio.sleep(0)
                 cancelling = asyncio.create_task(client.cancel("r2", b""))
                 await asyncio.sleep(0)
@@ -282,7 +276,7 @@ async def test_what_waits_to_be_accepted_can_be_cancelled(endpoint: str) -> None
 async def test_several_that_ask_for_one_id_get_each_its_own_answer(endpoint: str) -> None:
     with MadeUpEngine(endpoint, device=MadeUpDevice(step_s=0.002)):
         async with connected(endpoint) as client:
-            with await client.submit(Asked(sampling=ENDLESS), b"key"):
+            with await client.submit(asked(sampling=ENDLESS), b"key"):
                 keys = [b"", b"key", b"key", b"other"]
                 assert await asyncio.gather(*(client.cancel("r1", key) for key in keys)) == [False, True, False, False]
             assert client._cancels == {}
@@ -294,7 +288,7 @@ async def test_an_engine_that_gives_no_answer_is_not_waited_for(endpoint: str, m
     device.gate.clear()  # before the request is there: its first step is what holds up the engine
     with MadeUpEngine(endpoint, device=device):
         async with connected(endpoint) as client:
-            with await client.submit(Asked(sampling=ENDLESS)) as stream:
+            with await client.submit(asked(sampling=ENDLESS)) as stream:
                 with pytest.raises(ApiError) as caught:
                     await client.cancel("r1", b"")
                 assert (caught.value.code, caught.value.status) == ("engine_restarting", 503)
@@ -311,7 +305,7 @@ async def test_without_an_engine_there_is_nothing_to_cancel(endpoint: str) -> No
         with MadeUpEngine(endpoint, device=MadeUpDevice()) as engine:
             async with connected(endpoint) as client:
                 engine.device.gate.clear()
-                with await client.submit(Asked(sampling=ENDLESS)):
+                with await client.submit(asked(sampling=ENDLESS)):
                     cancelling = asyncio.create_task(client.cancel("r1", b""))
                     await asyncio.sleep(0)
                     await asyncio.to_thread(engine.kill)

@@ -48,6 +48,8 @@ def test_response_formats() -> None:
     )
     strict = grammar(response_format=json_schema(strict=True, description="Somebody."))
     assert (strict.kind, json.loads(strict.text)) == (GrammarKind.JSON_SCHEMA, SCHEMA)
+    unnamed = grammar(response_format=json_schema(strict=True, schema=None))
+    assert (unnamed.kind, json.loads(unnamed.text)) == (GrammarKind.JSON_SCHEMA, {"type": "object"})
 
 
 def test_a_schema_that_is_not_strict_is_enforced_as_far_as_it_can_be() -> None:

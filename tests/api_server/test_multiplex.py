@@ -120,7 +120,7 @@ def test_time_limits_are_those_of_http(tmp_path: Path) -> None:
 
 
 def test_a_cancelled_generation_ends_with_an_error_and_gives_its_blocks_back(tmp_path: Path) -> None:
-    with serving(tmp_path, MadeUpDevice(step_s=0.005)) as (server, engine), SocketClient(server.port) as client:
+    with serving(tmp_path, MadeUpDevice(step_s=0.02)) as (server, engine), SocketClient(server.port) as client:
         client.generate("a", **ENDLESS)
         client.generate("b", **HELLO)
         assert client.hear()["type"] == "chunk"
@@ -162,7 +162,7 @@ def test_it_may_be_cancelled_at_any_time(tmp_path: Path, gap: str) -> None:
 
 
 def test_http_s_cancel_ends_it_too(tmp_path: Path) -> None:
-    with serving(tmp_path, MadeUpDevice(step_s=0.005)) as (server, engine), SocketClient(server.port) as client:
+    with serving(tmp_path, MadeUpDevice(step_s=0.02)) as (server, engine), SocketClient(server.port) as client:
         client.generate("a", **ENDLESS)
         rid = client.hear()["data"]["id"]
         answer = server.post(f"/v1/requests/{rid}/cancel", b"")
@@ -173,7 +173,7 @@ def test_http_s_cancel_ends_it_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("politely", [True, False])
 def test_a_socket_that_closes_aborts_what_it_has(tmp_path: Path, politely: bool) -> None:
-    with serving(tmp_path, MadeUpDevice(step_s=0.005)) as (server, engine):
+    with serving(tmp_path, MadeUpDevice(step_s=0.02)) as (server, engine):
         with SocketClient(server.port) as other:
             other.generate("keeps", **HELLO)
             client = SocketClient(server.port)
@@ -344,7 +344,7 @@ def test_what_outlasts_the_drain_ends_with_an_error(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_dies_ends_generations_and_not_the_socket(tmp_path: Path) -> None:
-    with serving(tmp_path, MadeUpDevice(step_s=0.005)) as (server, engine), SocketClient(server.port) as client:
+    with serving(tmp_path, MadeUpDevice(step_s=0.02)) as (server, engine), SocketClient(server.port) as client:
         client.generate("a", **ENDLESS)
         assert client.hear()["type"] == "chunk"
         engine.kill()

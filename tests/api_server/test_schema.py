@@ -121,7 +121,7 @@ def test_any_number_is_in_range_or_refused_by_name(param: str, value: float) -> 
         ({"response_format": {}}, "response_format"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}}, "response_format"),
         ({"structured_outputs": []}, "structured_outputs"),
         ({"structured_outputs": {"json": 1}}, "structured_outputs"),
