@@ -102,6 +102,7 @@ class EngineCore(Generic[Pending]):
         self._delivery = Delivery(welcome.epoch, channel.send)
         self._step = 0
         self._metrics_s = 0.0
+        self._metrics_serial = 0
         self._was_idle = True
         self._was_full = False
 
@@ -285,6 +286,7 @@ class EngineCore(Generic[Pending]):
     def _launch(self) -> Flight[Pending] | None:
         now_s = self._clock()
         batch = self._scheduler.schedule(now_s)
+        self._stats.scheduled(now_s)
         if batch is None:
             return None
         expected_s = self._step_time.expect(batch.num_tokens)
@@ -320,4 +322,6 @@ class EngineCore(Generic[Pending]):
             self._stats.idle()
         if fell_idle or now_s - self._metrics_s >= METRICS_S:
             self._metrics_s = now_s
-            self._delivery.broadcast(wire.Metrics(self._welcome.epoch, self._stats.snapshot(scheduler)))
+            self._metrics_serial += 1
+            metrics = self._stats.snapshot(scheduler)
+            self._delivery.broadcast(wire.Metrics(self._welcome.epoch, metrics, self._metrics_serial))
