@@ -14,6 +14,7 @@ from typing import Final
 from api_server.errors import ApiError
 from api_server.stream import Stream
 from api_server.submission import Submission
+from api_server.tallies import Tallies
 from protocol import messages as wire
 from protocol.channel import ClientChannel, Link, TooLarge
 from protocol.metrics import EngineMetrics
@@ -34,7 +35,9 @@ class EngineClient:
         self.card: wire.ModelCard | None = None
         self.limits: wire.Limits | None = None
         self.load = wire.Load()
-        self.metrics = EngineMetrics()
+        self.tallies = Tallies()
+        self.told = wire.Metrics(0, EngineMetrics())  # the last that came
+        self.told_s = 0.0  # and when
         self._endpoint = endpoint
         self._frontend = secrets.token_bytes(16)
         self._channel: ClientChannel | None = None
@@ -236,8 +239,8 @@ class EngineClient:
                         stream.fail(ApiError(code, message))
             case wire.Cancelled(rid=rid, found=found):
                 self._on_cancelled(rid, found)
-            case wire.Metrics(metrics=metrics):
-                self.metrics = metrics
+            case wire.Metrics():
+                self.told, self.told_s = event, self._heard_s
             case wire.Dying(reason=reason):
                 logger.error("the engine is dying: %s", reason)
 
