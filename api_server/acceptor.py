@@ -19,7 +19,7 @@ logger: Final = logging.getLogger("tokenwire.acceptor")
 BACKLOG: Final = 2048
 DEFERENCE_S: Final = 0.001  # for each connection that it has more
 DEFERENCE_MAX_S: Final = 0.02
-EVEN: Final = 16  # a lead of one part in so many is none
+EVEN: Final = 16  # a lead of one, and one part in so many, is none
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 PAUSE_S: Final = 1.0  # when the machine has no room for another connection
 
@@ -92,7 +92,8 @@ class Acceptor:
         if self._board is None:
             return 0.0
         mine, least = self._tell(), self._board.least()
-        return min((mine - least - least // EVEN) * DEFERENCE_S, DEFERENCE_MAX_S)
+        lead = mine - least
+        return 0.0 if lead <= 1 + least // EVEN else min(lead * DEFERENCE_S, DEFERENCE_MAX_S)
 
     def _tell(self) -> int:
         """Lets the others know how many connections there are here."""
