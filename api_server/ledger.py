@@ -23,18 +23,24 @@ logger: Final = logging.getLogger("tokenwire.ledger")
 TICK_S: Final = 0.25
 
 
-class Entry(msgspec.Struct, array_like=True):
-    """A frontend's record. Times are on the clock that all processes of a machine share."""
+class Told(msgspec.Struct, array_like=True, frozen=True):
+    """Figures that an engine has told, and when. Times are on the clock that all processes of a machine share."""
+
+    at_s: float
+    epoch: int
+    serial: int
+    figures: msgspec.Raw  # an EngineMetrics; only the newest of all is decoded
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True):
+    """A frontend's record."""
 
     tallies: Tallies
-    connected: bool = False  # to the engine
-    ready: bool = False  # the engine is
-    epoch: int = 0  # of the engine it is or was connected to
-    heard_s: float = 0.0  # from the engine
-    told_epoch: int = 0  # whose figures these are
-    told_serial: int = 0
-    told_s: float = 0.0
-    told: msgspec.Raw = msgspec.Raw()  # an EngineMetrics; only the newest of all is decoded
+    connected: bool  # to the engine
+    ready: bool  # the engine is
+    epoch: int  # of the engine it is or was connected to
+    heard_s: float  # from the engine
+    told: Told
 
 
 class Total(NamedTuple):
@@ -56,6 +62,7 @@ class Ledger:
         self._engine: Final = engine
         self._tallies: Final = engine.tallies
         self._timer: asyncio.TimerHandle | None = None
+        self._inherited: Told | None = None  # stands until the engine tells something new
 
     def start(self, descriptor: int | None) -> None:
         """Goes on where the last holder of the place stopped. `descriptor` is of the shared memory. Without it, or
@@ -67,6 +74,7 @@ class Ledger:
             self.board = Board()
         if (inherited := _decoded(self.board.inherited)) is not None:
             self._tallies.add(inherited.tallies)
+            self._inherited = inherited.told
         self._tick(asyncio.get_running_loop().time())
 
     def close(self) -> None:
@@ -96,7 +104,7 @@ class Ledger:
         last = max(alive, key=lambda entry: (entry.connected, entry.heard_s))
         return Total(
             tallies,
-            _newest(alive + dead),
+            _newest([entry.told for entry in alive + dead]),
             any(entry.connected for entry in alive),
             any(entry.ready for entry in alive),
             last.epoch,
@@ -121,18 +129,22 @@ class Ledger:
             engine.ready,
             engine.epoch,
             time.monotonic() - engine.heartbeat_age_s,
-            engine.told.epoch,
-            engine.told.serial,
-            engine.told_s,
-            msgspec.Raw(_encoder.encode(engine.told.metrics)),
+            self._told(),
         )
 
+    def _told(self) -> Told:
+        told, at_s = self._engine.told, self._engine.told_s
+        if self._inherited is not None and self._inherited.at_s > at_s:
+            return self._inherited
+        return Told(at_s, told.epoch, told.serial, msgspec.Raw(_encoder.encode(told.metrics)))
 
-def _newest(entries: list[Entry]) -> EngineMetrics:
-    """Those with the highest serial of the engine that was heard last: an engine's epoch says nothing of another's."""
-    epoch = max(entries, key=lambda entry: entry.told_s).told_epoch
-    newest = max((entry for entry in entries if entry.told_epoch == epoch), key=lambda entry: entry.told_serial)
-    return _metrics_decoder.decode(newest.told)
+
+def _newest(found: list[Told]) -> EngineMetrics:
+    """Those with the highest serial of the engine that told something last: an engine's epoch says nothing of
+    another's."""
+    epoch = max(found, key=lambda told: told.at_s).epoch
+    newest = max((told for told in found if told.epoch == epoch), key=lambda told: told.serial)
+    return _metrics_decoder.decode(newest.figures)
 
 
 def _decoded(payload: bytes) -> Entry | None:
