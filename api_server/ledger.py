@@ -71,8 +71,7 @@ class Ledger:
             self.board = Board(descriptor)
         except OSError as error:
             logger.warning("the metrics of this frontend are its own alone: %s", error)
-            self.board = Board()
-        if (inherited := _decoded(self.board.inherited)) is not None:
+        if self.board is not None and (inherited := _decoded(self.board.inherited)) is not None:
             self._tallies.add(inherited.tallies)
             self._inherited = inherited.told
         self._tick(asyncio.get_running_loop().time())
