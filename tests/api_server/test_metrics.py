@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
 from api_server.routes import API, HEALTH
 from tests.api_server.live import BareClient, LiveServer, until
+from tests.api_server.scraping import LONG, post, samples, value
 from tests.api_server.serving import serving
 from tests.api_server.sockets import SocketClient
-from tests.api_server.vocabularies import byte_level, card
 from tests.fakes import MadeUpDevice
 
 VLLM, ENGINE, PLAIN = {"model_name", "engine"}, {"engine"}, set[str]()
@@ -58,30 +57,6 @@ CONTRACT = {
         "tokenwire_event_loop_lag_seconds": PLAIN,
     },
 }
-LONG = card(byte_level(), name="made-up", max_model_len=8192)
-COMPLETION = b'{"prompt": [1, 2, 3], "max_tokens": %d, "ignore_eos": true, "stream": %b}'
-
-
-def samples(server: LiveServer) -> list[Sample]:
-    families = text_string_to_metric_families(server.get("/metrics").body.decode())
-    return [sample for family in families for sample in family.samples]
-
-
-def value(server: LiveServer, name: str, **labels: str) -> float:
-    """Of the one series with this name and these labels; 0 for a status that no answer had yet."""
-    found = [each.value for each in samples(server) if each.name == name and labels.items() <= each.labels.items()]
-    assert len(found) <= 1, (name, labels)
-    return found[0] if found else 0.0
-
-
-def post(server: LiveServer, tokens: int, *, stream: bool = True) -> BareClient:
-    """A completion whose answer has begun."""
-    client = server.connect()
-    body = COMPLETION % (tokens, b"true" if stream else b"false")
-    client.send(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-    if stream:
-        client.until(b"\r\n\r\n")
-    return client
 
 
 def test_every_series_is_there_before_the_engine_and_with_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from api_server.routes import API
 from tests.api_server.live import LiveServer, until
-from tests.api_server.test_metrics import LONG, post, samples, value
+from tests.api_server.scraping import LONG, post, samples, value
 from tests.fakes import MadeUpDevice, MadeUpEngine
 
 COUNTED = "tokenwire_http_requests_total"

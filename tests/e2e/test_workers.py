@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.api_server.live import BareClient
-from tests.e2e.server import Server, descendants, until
+from tests.e2e.server import Server, descendants, sockets_of, until
 
 WORKERS = 4
 COUNTED = "tokenwire_http_requests_total"
@@ -26,24 +26,11 @@ def frontends(server: Server) -> set[int]:
     return {pid for pid, command in descendants(server.process.pid).items() if "-m api_server" in command}
 
 
-def sockets_of(pid: int) -> set[str]:
-    """Inodes."""
-    found = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            target = os.readlink(descriptor)
-        except OSError:  # closed meanwhile
-            continue
-        if target.startswith("socket:["):
-            found.add(target[len("socket:[") : -1])
-    return found
-
-
 def connections(server: Server) -> dict[int, int]:
     """How many of the port's established connections each frontend has."""
     port = f":{server.port:04X}"
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    established = {line[9] for line in lines if line[1].endswith(port) and line[3] == "01"}
+    established = {f"socket:[{line[9]}]" for line in lines if line[1].endswith(port) and line[3] == "01"}
     return {pid: len(sockets_of(pid) & established) for pid in frontends(server)}
 
 
