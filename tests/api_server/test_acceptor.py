@@ -17,6 +17,7 @@ from tests.api_server.live import NOWHERE, BareClient, LiveServer, until
 
 ROOT = Path(__file__).parents[2]
 WORKERS = 4
+PATIENCE_S = 60.0  # for a process to start on a busy machine
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def burst(listener: socket.socket, count: int) -> Iterator[list[BareClient]]:
     with ExitStack() as stack:
         clients = [stack.enter_context(BareClient(listener.getsockname()[1])) for _ in range(count)]
         for client in clients:
+            client.socket.settimeout(PATIENCE_S)
             client.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         for client in clients:
             assert client.answer().status == 200
@@ -95,15 +97,15 @@ def test_without_room_for_another_it_waits_until_there_is(tmp_path: Path) -> Non
             resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (used + 10, used + 10))
             with ExitStack() as stack:
                 clients = [stack.enter_context(BareClient(listener.getsockname()[1])) for _ in range(20)]
-                until(lambda: "no room for another connection" in log.read_text(), 30)
+                until(lambda: "no room for another connection" in log.read_text(), PATIENCE_S)
                 for client in clients[:12]:
                     client.close()
                 for client in clients[12:]:
                     client.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
                 for client in clients[12:]:
-                    client.socket.settimeout(30)
+                    client.socket.settimeout(PATIENCE_S)
                     assert client.answer().status == 200
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(PATIENCE_S)
     assert process.returncode == 0
