@@ -21,6 +21,7 @@ from protocol.metrics import EngineMetrics
 logger: Final = logging.getLogger("tokenwire.ledger")
 
 TICK_S: Final = 0.25
+FRESH_S: Final = 1.0  # what a frontend said of the engine longer ago, being stuck, is not believed
 
 
 class Told(msgspec.Struct, array_like=True, frozen=True):
@@ -35,6 +36,7 @@ class Told(msgspec.Struct, array_like=True, frozen=True):
 class Entry(msgspec.Struct, array_like=True, frozen=True):
     """A frontend's record."""
 
+    at_s: float
     tallies: Tallies
     connected: bool  # to the engine
     ready: bool  # the engine is
@@ -100,14 +102,15 @@ class Ledger:
         tallies = Tallies(streams=sum(entry.tallies.streams for entry in alive))
         for entry in alive + dead:
             tallies.add(entry.tallies)
-        last = max(alive, key=lambda entry: (entry.connected, entry.heard_s))
+        fresh = [entry for entry in alive if entry.at_s > mine.at_s - FRESH_S]
+        last = max(fresh, key=lambda entry: (entry.connected, entry.heard_s))
         return Total(
             tallies,
             _newest([entry.told for entry in alive + dead]),
-            any(entry.connected for entry in alive),
-            any(entry.ready for entry in alive),
+            any(entry.connected for entry in fresh),
+            any(entry.ready for entry in fresh),
             last.epoch,
-            max(0.0, time.monotonic() - last.heard_s),
+            max(0.0, mine.at_s - last.heard_s),
         )
 
     def _tick(self, due_s: float) -> None:
@@ -121,15 +124,9 @@ class Ledger:
             self.board.write(_encoder.encode(self._entry()))
 
     def _entry(self) -> Entry:
-        engine = self._engine
-        return Entry(
-            self._tallies,
-            engine.connected,
-            engine.ready,
-            engine.epoch,
-            time.monotonic() - engine.heartbeat_age_s,
-            self._told(),
-        )
+        engine, now_s = self._engine, time.monotonic()
+        heard_s = now_s - engine.heartbeat_age_s
+        return Entry(now_s, self._tallies, engine.connected, engine.ready, engine.epoch, heard_s, self._told())
 
     def _told(self) -> Told:
         told, at_s = self._engine.told, self._engine.told_s

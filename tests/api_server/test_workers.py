@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from api_server.board import Board
 from api_server.routes import API
 from tests.api_server.live import LiveServer, until
 from tests.api_server.scraping import LONG, post, samples, value
@@ -167,6 +168,18 @@ def test_health_is_each_ones_own(tmp_path: Path, start: Start) -> None:
     for server in servers:
         until(lambda server=server: server.get("/readyz").status == 503)  # type: ignore[misc]
         assert server.get("/livez").status == 200
+
+
+def test_one_that_is_stuck_is_not_believed_for_long(tmp_path: Path, start: Start) -> None:
+    servers = [start() for _ in range(2)]
+    stuck = Board(servers[0].frontend.config.board_fd)
+    with engine(tmp_path):
+        until_ready(servers)
+        until(lambda: value(servers[0], "tokenwire_engine_up") == 1)
+        stuck.write(stuck.records()[0].payload)
+    until(lambda: value(servers[0], "tokenwire_engine_up") == 0)
+    assert value(servers[0], "vllm:num_requests_running") == 0
+    stuck.close()
 
 
 def test_the_queue_has_one_limit_for_all(tmp_path: Path, start: Start) -> None:
