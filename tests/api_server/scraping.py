@@ -6,7 +6,8 @@ from prometheus_client.samples import Sample
 from tests.api_server.live import BareClient, LiveServer
 from tests.api_server.vocabularies import byte_level, card
 
-LONG = card(byte_level(), name="made-up", max_model_len=8192)  # streams of it outlast a test
+LONG = card(byte_level(), name="made-up", max_model_len=32_768)
+ENDLESS = 30_000  # tokens: at some milliseconds each they outlast a test
 COMPLETION = b'{"prompt": [1, 2, 3], "max_tokens": %d, "ignore_eos": true, "stream": %b}'
 
 

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api_server.routes import API, HEALTH
 from tests.api_server.live import BareClient, LiveServer, until
-from tests.api_server.scraping import LONG, post, samples, value
+from tests.api_server.scraping import ENDLESS, LONG, post, samples, value
 from tests.api_server.serving import serving
 from tests.api_server.sockets import SocketClient
 from tests.fakes import MadeUpDevice
@@ -136,8 +136,8 @@ def test_what_the_parser_refuses_counts_too(tmp_path: Path) -> None:
 
 
 def test_streams_are_counted_while_they_run_and_leavers_when_they_leave(served: LiveServer) -> None:
-    clients = [post(served, 4000) for _ in range(3)]
-    whole = post(served, 4000, stream=False)
+    clients = [post(served, ENDLESS) for _ in range(3)]
+    whole = post(served, ENDLESS, stream=False)
     until(lambda: value(served, "vllm:num_requests_running") == 4)
     assert value(served, "tokenwire_streams") == 3
     clients[0].close()
@@ -168,7 +168,7 @@ def test_an_answer_that_is_read_to_its_end_is_no_leaving(served: LiveServer) -> 
 
 
 def test_generations_on_a_socket_are_streams(served: LiveServer) -> None:
-    body = {"prompt": [1, 2, 3], "max_tokens": 4000, "ignore_eos": True}
+    body = {"prompt": [1, 2, 3], "max_tokens": ENDLESS, "ignore_eos": True}
     with SocketClient(served.port) as client:
         for name in "ab":
             client.say({"type": "generate", "id": name, "body": body})

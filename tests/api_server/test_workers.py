@@ -12,7 +12,7 @@ import pytest
 from api_server.board import Board
 from api_server.routes import API
 from tests.api_server.live import LiveServer, until
-from tests.api_server.scraping import LONG, post, samples, value
+from tests.api_server.scraping import ENDLESS, LONG, post, samples, value
 from tests.fakes import MadeUpDevice, MadeUpEngine
 
 COUNTED = "tokenwire_http_requests_total"
@@ -53,7 +53,7 @@ def test_any_of_them_tells_of_all_and_of_the_engine_once(tmp_path: Path, start: 
     servers = [start() for _ in range(3)]
     with engine(tmp_path, epoch=5):
         until_ready(servers)
-        clients = [post(server, 4000) for server in servers for _ in range(2)]
+        clients = [post(server, ENDLESS) for server in servers for _ in range(2)]
         for server in servers:
             until(lambda server=server: completions(server) == 6)  # type: ignore[misc]
             assert value(server, "tokenwire_streams") == 6
@@ -74,7 +74,7 @@ def test_what_one_has_counted_outlives_it_and_its_successor_goes_on(tmp_path: Pa
     first, second = start(), start()
     with engine(tmp_path):
         until_ready([first, second])
-        clients = [post(first, 4000), post(second, 4000)]
+        clients = [post(first, ENDLESS), post(second, ENDLESS)]
         until(lambda: completions(second) == 2)
         stop(first)
         assert completions(second) == 2
@@ -161,7 +161,7 @@ def test_health_is_each_ones_own(tmp_path: Path, start: Start) -> None:
     servers = [start() for _ in range(3)]
     with engine(tmp_path, epoch=3):
         until_ready(servers)
-        with post(servers[0], 4000):
+        with post(servers[0], ENDLESS):
             for server in servers:
                 until(lambda server=server: b'"epoch":3' in server.get("/readyz").body)  # type: ignore[misc]
                 until(lambda server=server: b'"running":1' in server.get("/readyz").body)  # type: ignore[misc]
@@ -186,7 +186,7 @@ def test_the_queue_has_one_limit_for_all(tmp_path: Path, start: Start) -> None:
     servers = [start() for _ in range(3)]
     with engine(tmp_path, max_num_seqs=1, max_queued_requests=4), ExitStack() as stack:
         until_ready(servers)
-        stack.enter_context(post(servers[0], 4000))
+        stack.enter_context(post(servers[0], ENDLESS))
         until(lambda: value(servers[1], "vllm:num_requests_running") == 1)
         body = b'{"prompt": [1, 2, 3], "max_tokens": 4000, "stream": true, "ignore_eos": true}'
         head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)

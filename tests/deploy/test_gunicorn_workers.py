@@ -19,7 +19,7 @@ from tests.fakes import MadeUpDevice, MadeUpEngine
 ROOT = Path(__file__).parents[2]
 WORKERS = 3
 PATIENCE_S = 40.0
-STREAM = b'{"prompt": [97, 98, 99], "max_tokens": 4000, "ignore_eos": true, "stream": true}'
+STREAM = b'{"prompt": [97, 98, 99], "max_tokens": 30000, "ignore_eos": true, "stream": true}'
 
 
 class Gunicorn:

@@ -13,7 +13,7 @@ from tests.e2e.server import Server, descendants, sockets_of, until
 
 WORKERS = 4
 COUNTED = "tokenwire_http_requests_total"
-ENDLESS = {"prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+ENDLESS = {"prompt": "x", "max_tokens": 2000, "n": 8, "ignore_eos": True, "stream": True}
 
 
 @pytest.fixture(scope="module")
