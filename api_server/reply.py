@@ -4,6 +4,7 @@ The engine's acceptance is awaited before a response begins, so that whatever is
 by whatever way, closes the engine's stream, and that is the abort.
 """
 
+import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack
 from types import TracebackType
@@ -16,14 +17,19 @@ from starlette.types import ASGIApp
 from api_server.config import Config
 from api_server.deadline import Deadline
 from api_server.disconnect import until_disconnect
+from api_server.errors import ApiError
 from api_server.form import EVENTS, Form
 from api_server.frontend import Frontend, frontend
 from api_server.job import Job
 from api_server.long_body import LongBody
 from api_server.render import Renderer
+from api_server.shortcut import Shortcut
 from api_server.sse import EventStream
 from api_server.stream import Stream
 from api_server.text import Answer, Piece, join
+from protocol.messages import Delta
+
+logger: Final = logging.getLogger("tokenwire.reply")
 
 
 async def reply(request: Request, job: Job, renderer: Renderer, form: Form = EVENTS) -> ASGIApp:
@@ -37,7 +43,7 @@ async def reply(request: Request, job: Job, renderer: Renderer, form: Form = EVE
             return Response(body, media_type="application/json") if isinstance(body, bytes) else LongBody(body)
         chunks = await until_disconnect(request, open_chunks(front, key, job, renderer, owned))
         owned.pop_all()  # from here on it is for the chunks to close
-        return EventStream(chunks, job.submission.rid, form)
+        return EventStream(chunks, job.submission.rid, form, express=chunks.express)
 
 
 async def open_chunks(front: Frontend, key: bytes, job: Job, renderer: Renderer, owner: ExitStack) -> "Chunks":
@@ -80,7 +86,7 @@ async def next_pieces(stream: Stream, answer: Answer, deadline: Deadline) -> lis
         if piece.stopped:
             stream.stop(index, piece.pos)
         pieces.append(piece)
-    if news[-1][1].prompt is None:  # tokens come last
+    if news and news[-1][1].prompt is None:  # tokens come last
         deadline.first_token()
     return pieces
 
@@ -91,6 +97,8 @@ class Chunks(AsyncGenerator[bytes, None]):
     A class and not an `async def` with `yield`: closing such a generator before its first step runs none of its body,
     and a client may leave just then.
     """
+
+    __slots__ = ("_answer", "_begun", "_counts", "_deadline", "_ended", "_renderer", "_stream")
 
     def __init__(self, stream: Stream, job: Job, renderer: Renderer, deadline: Deadline) -> None:
         self._stream: Final = stream
@@ -125,6 +133,27 @@ class Chunks(AsyncGenerator[bytes, None]):
                 return b"".join([*chunks, renderer.tail(answer.usage)])
             if data := b"".join(chunks):
                 return data
+
+    def express(self, shortcut: Shortcut) -> None:
+        """From now on tokens go out through `shortcut` as they come, wherever the chunks before them have gone out and
+        there is room: without a turn of the event loop, which costs more than all the rest of a token's way."""
+
+        stream, answer, render = self._stream, self._answer, self._renderer.chunk
+
+        def take(index: int, delta: Delta) -> bool:
+            if not shortcut.open():
+                return False
+            try:
+                if (piece := answer.feed(index, delta)) is not None:
+                    shortcut.write(render(piece, answer.usage if self._counts else None))
+                    if piece.stopped:
+                        stream.stop(index, piece.pos)
+            except Exception:
+                logger.exception("stream %s failed", stream.rid)
+                stream.fail(ApiError("internal_error", "The server failed to complete this stream."))
+            return True
+
+        stream.express(take)
 
     def _counted(self, pieces: list[Piece]) -> list[bytes]:
         """The chunks of pieces that came together, each with the usage up to it."""

@@ -7,13 +7,15 @@ again.
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from api_server.errors import ApiError
 from protocol import messages as wire
 from protocol.prompt_logprobs import PromptLogprobs
+
+Express = Callable[[int, wire.Delta], bool]
 
 TAKEN_NUMBERS: Final = 5_000  # of log probabilities of short prompts that are taken together
 TAKEN_TOKENS: Final = 50  # of outputs that have log probabilities: with alternatives they are some milliseconds' work
@@ -64,6 +66,23 @@ class Stream:
     """One request's mailbox. Sequence `index` is prompt * n + choice. Use it in a `with`: leaving it aborts whatever
     has not finished."""
 
+    __slots__ = (
+        "_boxes",
+        "_choices",
+        "_client",
+        "_crowded",
+        "_express",
+        "_failure",
+        "_first_handle",
+        "_news",
+        "_positions",
+        "_unfinished",
+        "_waiter",
+        "accepted",
+        "rid",
+        "size",
+    )
+
     def __init__(
         self, client: Correspondent, rid: str, first_handle: int, size: int, prompts: Sequence[int] = ()
     ) -> None:
@@ -82,6 +101,7 @@ class Stream:
         self._choices = size // len(prompts) if prompts else size
         self._failure: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._express: Express | None = None
 
     @property
     def finished(self) -> bool:
@@ -89,8 +109,8 @@ class Stream:
         return not self._unfinished and not self._news and all(box.taken for box in self._boxes)
 
     async def take(self) -> list[tuple[int, wire.Delta]]:
-        """Everything since the last take, one delta per sequence that has news; waits until there is some. Of log
-        probabilities a portion at a time; those of prompts come first.
+        """Everything since the last take, one delta per sequence that has news; waits until there is some, or none can
+        come. Of log probabilities a portion at a time; those of prompts come first.
 
         Raises the ApiError that ended the request, after what came before it was taken.
         """
@@ -98,7 +118,7 @@ class Stream:
             return await self._take_in_order()
         if self._crowded:
             await asyncio.sleep(0)  # a portion keeps its reader busy for milliseconds: between two, others have a turn
-        while not self._news:
+        while not self._news and self._unfinished:
             await self._wait()
         return self._taken(list(self._news))
 
@@ -148,12 +168,19 @@ class Stream:
         finally:
             self._waiter = None
 
+    def express(self, take: Express) -> None:
+        """From now on a delta that comes while the reader waits, and is not a sequence's last, is shown to `take`
+        first, with the sequence's index. If it returns True, that was all; else the reader gets the delta. It must not
+        raise: who calls it serves all streams."""
+        self._express = take
+
     def stop(self, index: int, pos: int) -> None:
         """A stop string is complete at output position `pos`: the sequence ends there, as a success."""
         if index in self._unfinished:
             self._unfinished.discard(index)
             self._client.forget([self._first_handle + index])
             self._client.send_later(wire.Stop(self._first_handle + index, pos))
+            self._wake()
 
     def close(self) -> None:
         """Aborts what has not finished. May be called any number of times, and never blocks."""
@@ -185,6 +212,8 @@ class Stream:
         if delta.finish is not None:
             self._unfinished.discard(index)
             self._client.forget([delta.handle])
+        elif self._express is not None and self._waits() and self._express(index, delta):
+            return
         earlier = self._news.get(index)
         if earlier is None:
             self._news[index] = delta
@@ -212,6 +241,10 @@ class Stream:
                 self.accepted.set_exception(error)
                 self.accepted.exception()  # who does not wait for it reads the failure from `take`
             self._wake()
+
+    def _waits(self) -> bool:
+        """The reader has taken all that came before, and has nothing else to do."""
+        return self._waiter is not None and not self._waiter.done()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
