@@ -1,6 +1,7 @@
 """Tokens that go out without a turn of the event loop: what a client reads is the same as with one."""
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,7 @@ def test_who_does_not_read_gets_all_that_has_waited_and_nothing_twice(tmp_path: 
     device = MadeUpDevice()
     with serving(tmp_path, device) as (server, engine):
         expected = told(server.ask(ask(body)).body)
+        server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         client = BareClient(server.port, receive_buffer=2048)
         client.socket.settimeout(30.0)
         client.send(ask(body))
