@@ -299,6 +299,7 @@ class Admission:
             prompt_logprobs=request.prompt_logprobs,
             prompt_only=prompt_only,
             timeout_s=request.timeout,
+            interval_s=None if options is None or options.interval_ms is None else options.interval_ms / 1000,
         )
 
     def _default_tokens(self, route: Route, prompts: list[list[int]], n: int) -> int:

@@ -52,7 +52,7 @@ async def open_chunks(front: Frontend, key: bytes, job: Job, renderer: Renderer,
     deadline = _deadline(front.config, job)
     owner.callback(deadline.close)
     stream = owner.enter_context(await deadline.wait(lambda: front.engine.submit(job.submission, key)))
-    return Chunks(stream, job, renderer, deadline)
+    return Chunks(stream, job, renderer, deadline, _interval_s(front.config, job))
 
 
 async def _whole(front: Frontend, key: bytes, job: Job, renderer: Renderer) -> bytes | Iterator[bytes]:
@@ -75,6 +75,10 @@ def _deadline(config: Config, job: Job) -> Deadline:
     return Deadline(config.first_token_timeout_s, whole_s)
 
 
+def _interval_s(config: Config, job: Job) -> float:
+    return config.stream_interval_ms / 1000 if job.interval_s is None else job.interval_s
+
+
 async def next_pieces(stream: Stream, answer: Answer, deadline: Deadline) -> list[Piece]:
     """What the engine has produced since the last call, as text. Tells the engine where a stop string was found."""
     pieces = []
@@ -92,20 +96,24 @@ async def next_pieces(stream: Stream, answer: Answer, deadline: Deadline) -> lis
 
 
 class Chunks(AsyncGenerator[bytes, None]):
-    """The writes of an event stream, each as much as there is when the one before it has gone out.
+    """The writes of an event stream, each as much as there is when the one before it has gone out, and `interval_s` are
+    over. First tokens and last ones don't wait.
 
     A class and not an `async def` with `yield`: closing such a generator before its first step runs none of its body,
     and a client may leave just then.
     """
 
-    __slots__ = ("_answer", "_begun", "_counts", "_deadline", "_ended", "_renderer", "_stream")
+    __slots__ = ("_answer", "_begun", "_counts", "_deadline", "_ended", "_interval_s", "_renderer", "_stream")
 
-    def __init__(self, stream: Stream, job: Job, renderer: Renderer, deadline: Deadline) -> None:
+    def __init__(
+        self, stream: Stream, job: Job, renderer: Renderer, deadline: Deadline, interval_s: float = 0.0
+    ) -> None:
         self._stream: Final = stream
         self._answer: Final = Answer(job)
         self._renderer: Final = renderer
         self._deadline: Final = deadline
         self._counts: Final = job.continuous_usage
+        self._interval_s: Final = interval_s
         self._begun = False
         self._ended = False
 
@@ -132,6 +140,8 @@ class Chunks(AsyncGenerator[bytes, None]):
                 self._end()
                 return b"".join([*chunks, renderer.tail(answer.usage)])
             if data := b"".join(chunks):
+                if self._interval_s:
+                    self._stream.hold(self._interval_s)
                 return data
 
     def express(self, shortcut: Shortcut) -> None:
@@ -146,6 +156,8 @@ class Chunks(AsyncGenerator[bytes, None]):
             try:
                 if (piece := answer.feed(index, delta)) is not None:
                     shortcut.write(render(piece, answer.usage if self._counts else None))
+                    if self._interval_s:
+                        stream.hold(self._interval_s)
                     if piece.stopped:
                         stream.stop(index, piece.pos)
             except Exception:

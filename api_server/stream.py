@@ -74,6 +74,7 @@ class Stream:
         "_express",
         "_failure",
         "_first_handle",
+        "_hold",
         "_news",
         "_positions",
         "_unfinished",
@@ -102,6 +103,7 @@ class Stream:
         self._failure: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._express: Express | None = None
+        self._hold: asyncio.TimerHandle | None = None  # while tokens in the middle of a sequence have to wait
 
     @property
     def finished(self) -> bool:
@@ -118,7 +120,7 @@ class Stream:
             return await self._take_in_order()
         if self._crowded:
             await asyncio.sleep(0)  # a portion keeps its reader busy for milliseconds: between two, others have a turn
-        while not self._news and self._unfinished:
+        while self._unfinished and (not self._news or self._holds()):
             await self._wait()
         return self._taken(list(self._news))
 
@@ -174,6 +176,23 @@ class Stream:
         raise: who calls it serves all streams."""
         self._express = take
 
+    def hold(self, seconds: float) -> None:
+        """For so long from now, only a sequence's end is news: what comes before it waits, and is merged."""
+        if self._hold is not None:
+            self._hold.cancel()
+        self._hold = asyncio.get_running_loop().call_later(seconds, self._release)
+
+    def _release(self) -> None:
+        self._hold = None
+        if self._news:
+            self._wake()
+
+    def _holds(self) -> bool:
+        """There may be news, but none of it has to go out now."""
+        if self._hold is None or self._failure is not None:
+            return False
+        return all(delta.finish is None for delta in self._news.values())
+
     def stop(self, index: int, pos: int) -> None:
         """A stop string is complete at output position `pos`: the sequence ends there, as a success."""
         if index in self._unfinished:
@@ -184,6 +203,9 @@ class Stream:
 
     def close(self) -> None:
         """Aborts what has not finished. May be called any number of times, and never blocks."""
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
         if self._unfinished:
             handles = [self._first_handle + index for index in self._unfinished]
             self._unfinished = set()
@@ -212,14 +234,15 @@ class Stream:
         if delta.finish is not None:
             self._unfinished.discard(index)
             self._client.forget([delta.handle])
-        elif self._express is not None and self._waits() and self._express(index, delta):
+        elif self._express is not None and self._hold is None and self._waits() and self._express(index, delta):
             return
         earlier = self._news.get(index)
         if earlier is None:
             self._news[index] = delta
         else:
             _merge(earlier, delta)
-        self._wake()
+        if self._hold is None or delta.finish is not None:
+            self._wake()
 
     def _put_portion(self, index: int, portion: PromptLogprobs) -> None:
         if not self._boxes:

@@ -303,6 +303,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     _http("Time limits, in seconds", "request-timeout", seconds(1e-3), "1800", "for a whole request"),
     _http("Time limits, in seconds", "stall-timeout", seconds(1e-3), "60", "a client may take no byte of its stream"),
     _http("Time limits, in seconds", "keepalive-interval", seconds(1e-3), "15", "of silence before a comment line"),
+    _http("HTTP", "stream-interval-ms", integer(0, 60_000), "0", "at least, between two chunks of a stream"),
     _http("Time limits, in seconds", "header-timeout", seconds(1e-3), "10", "for a request's headers"),
     _http("Time limits, in seconds", "body-timeout", seconds(1e-3), "30", "for a request's body"),
     _http("Size limits", "max-body-size", size, "4M", "bytes of a request's body", metavar="SIZE"),

@@ -174,3 +174,29 @@ def test_an_engine_that_dies_is_told(tmp_path: Path) -> None:
         client.until(b"Hello")
         engine.kill()
         assert b'"code":"engine_restarting"' in client.until(b"\r\n0\r\n\r\n")
+
+
+def test_an_interval_lets_tokens_wait_and_no_end(tmp_path: Path) -> None:
+    """Of 60 tokens the first goes out, then what has come in the meantime, and the last one at once."""
+    with serving(tmp_path, MadeUpDevice(step_s=0.01), stream_interval_ms=60_000) as (server, _):
+        every = server.ask(ask({**CHAT, "n": 2, "stream_options": {"interval_ms": 0}})).body
+        some = server.ask(ask({**CHAT, "n": 2, "stream_options": {"interval_ms": 200}})).body
+        ends = server.ask(ask({**CHAT, "n": 2})).body
+        stopped = server.ask(ask(BODIES["a stop string"] | {"stream_options": {"interval_ms": 50}})).body
+        assert told(stopped) == told(server.ask(ask(BODIES["a stop string"])).body)
+    assert told(every) == told(some) == told(ends)
+    assert every.count(b"data: ") > some.count(b"data: ") > ends.count(b"data: ")
+    # Two roles and two first tokens, at most two last chunks of each choice, and the end of the stream.
+    assert ends.count(b"data: ") <= 9
+
+
+def test_a_failure_does_not_wait_for_an_interval(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, MadeUpDevice(step_s=0.02), stream_interval_ms=60_000) as (server, engine),
+        server.connect() as client,
+    ):
+        client.send(ask({**CHAT, "max_tokens": 200}))
+        client.until(b"assistant")
+        until(lambda: engine.device.steps > 5)
+        engine.kill()
+        assert b'"code":"engine_restarting"' in client.until(b"\r\n0\r\n\r\n")
