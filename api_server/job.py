@@ -30,6 +30,7 @@ class Job:
     echo_offsets: tuple[Sequence[int], ...] | None = None
     prompt_logprobs: int | None = None  # alternatives of each token to be told beside the choices; None is not at all
     prompt_only: bool = False  # max_tokens 0: the one token that the engine makes is nobody's
+    resumable: bool = False
     timeout_s: float | None = None
     interval_s: float | None = None  # at least so long between two chunks; None is what the operator set
     reader: Callable[[], Reader] | None = None  # makes one for each choice; None if all that is written is content

@@ -77,6 +77,7 @@ class Stream:
         "_hold",
         "_news",
         "_positions",
+        "_resumable",
         "_unfinished",
         "_waiter",
         "accepted",
@@ -85,7 +86,14 @@ class Stream:
     )
 
     def __init__(
-        self, client: Correspondent, rid: str, first_handle: int, size: int, prompts: Sequence[int] = ()
+        self,
+        client: Correspondent,
+        rid: str,
+        first_handle: int,
+        size: int,
+        prompts: Sequence[int] = (),
+        *,
+        resumable: bool = False,
     ) -> None:
         """`prompts` are the prompts' lengths if their log probabilities are to come. Those of a prompt are handed out
         before any token of its choices."""
@@ -93,6 +101,7 @@ class Stream:
         self.size = size
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._client = client
+        self._resumable = resumable
         self._first_handle = first_handle
         self._positions = [0] * size  # output tokens received, per sequence
         self._unfinished = set(range(size))
@@ -143,7 +152,10 @@ class Stream:
         return found
 
     def _ready(self) -> list[tuple[int, wire.Delta]]:
-        """News of the sequences whose prompts have been taken."""
+        """News of the sequences whose prompts have been taken. What is resumable is told by numbers of tokens, so there
+        all prompts come first."""
+        if self._resumable and not all(box.taken for box in self._boxes):
+            return []
         return self._taken([index for index in self._news if self._boxes[index // self._choices].taken])
 
     def _taken(self, indexes: list[int]) -> list[tuple[int, wire.Delta]]:
@@ -203,6 +215,13 @@ class Stream:
 
     def close(self) -> None:
         """Aborts what has not finished. May be called any number of times, and never blocks."""
+        self._part(wire.Abort)
+
+    def leave(self) -> None:
+        """The reader has gone, and may come back: what is resumable goes on without one, all else is aborted."""
+        self._part(wire.Detach if self._resumable else wire.Abort)
+
+    def _part(self, command: type[wire.Abort | wire.Detach]) -> None:
         if self._hold is not None:
             self._hold.cancel()
             self._hold = None
@@ -211,7 +230,7 @@ class Stream:
             self._unfinished = set()
             self._client.forget(handles)
             if self._failure is None:
-                self._client.send_later(wire.Abort(handles))
+                self._client.send_later(command(handles))
         self._client.forget_request(self.rid)
 
     def put(self, delta: wire.Delta) -> None:

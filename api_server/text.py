@@ -193,6 +193,10 @@ class Answer:
             PromptTokensDetails(sum(self._cached)),
         )
 
+    def position(self, index: int) -> int:
+        """Output tokens of a sequence so far."""
+        return self._sequences[index].pos
+
     def feed(self, index: int, delta: Delta) -> Piece | None:
         """What the delta adds to sequence `index`; None if that one has ended already."""
         if self._prompt_only and delta.prompt is None:

@@ -293,6 +293,15 @@ OPTIONS: Final[tuple[Option, ...]] = (
     _option(
         "Processes", "shutdown-timeout", seconds(0), "120", "seconds that running streams get to finish", ALL, _TO_BOTH
     ),
+    _option(
+        "Processes",
+        "resume-grace",
+        seconds(0),
+        "60",
+        "seconds that a resumable stream outlasts its reader, or its end",
+        ENGINE,
+        _TO_ENGINE,
+    ),
     _http("Processes", "drain-grace", seconds(0), "0", "seconds of 503 before the listener closes at shutdown"),
     _option("HTTP", "host", text, "127.0.0.1", "address to listen on", ALL, _NOBODY),
     _option("HTTP", "port", integer(0, 65_535), "8000", "port to listen on; 0 takes a free one", API, _NOBODY),

@@ -162,7 +162,7 @@ class EngineCore(Generic[Pending]):
         match command:
             case wire.Hello(version=version, frontend=name):
                 if version == wire.PROTOCOL_VERSION:
-                    self._leave(self._delivery.join(peer, name))
+                    self._detach(self._delivery.join(peer, name))
                 self._delivery.notify(peer, self._greeting(command))
             case wire.Generate():
                 if (answer := self._answer(peer, command)) is not None:
@@ -176,6 +176,9 @@ class EngineCore(Generic[Pending]):
                     self._end([request], wire.FinishReason.STOP)
             case wire.Cancel(rid=rid, key=key):
                 self._delivery.notify(peer, wire.Cancelled(self._welcome.epoch, rid, self._cancel(rid, key)))
+            case wire.Detach(handles=handles):
+                found = [self._delivery.find(peer, handle) for handle in handles]
+                self._detach([request for request in found if request is not None])
             case wire.Attach():
                 self._attach(peer, command)
 
@@ -252,10 +255,12 @@ class EngineCore(Generic[Pending]):
         for request in requests:
             self._delivery.close(request)
 
-    def _leave(self, requests: list[Request]) -> None:
+    def _detach(self, requests: list[Request]) -> None:
         """Their readers are gone. What is resumable goes on for its time of grace."""
         self._shelf.left(requests, self._clock())
         self._end([request for request in requests if not self._shelf.holds(request)])
+        for request in requests:
+            self._delivery.close(request)
 
     def _attach(self, peer: bytes, command: wire.Attach) -> None:
         """A new reader, who gets all that lies behind its positions."""
@@ -265,7 +270,8 @@ class EngineCore(Generic[Pending]):
             self._delivery.notify(peer, wire.Unknown(epoch, rid))
             return
         self._shelf.read(kept)
-        self._delivery.notify(peer, wire.Attached(epoch, rid, kept.meta, len(kept.requests)))
+        scored = kept.scored if not any(positions) else []
+        self._delivery.notify(peer, wire.Attached(epoch, rid, kept.meta, len(kept.requests), scored))
         self._delivery.hand_over(kept.requests, peer, command.first_handle, positions)
 
     def _retire(self, requests: list[Request], finish: wire.FinishReason | None = None) -> None:
@@ -344,7 +350,7 @@ class EngineCore(Generic[Pending]):
         turned, self._was_full = full != self._was_full, full
         fell_idle, self._was_idle = scheduler.idle and not self._was_idle, scheduler.idle
         announce = announce or turned or fell_idle
-        self._leave(self._delivery.flush(self._step, lease_s, load, now_s, announce=announce))
+        self._detach(self._delivery.flush(self._step, lease_s, load, now_s, announce=announce))
         self._end(self._shelf.expired(now_s))
         if scheduler.idle:
             self._stats.idle()

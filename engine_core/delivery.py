@@ -98,7 +98,7 @@ class Delivery:
         for number, request in enumerate(requests):
             request.owner, request.handle = peer, first_handle + number
             request.delivered = min(positions[number], request.out_len) if positions else 0
-            request.prompt_delivered = len(request.prompt_logprobs or ()) if request.delivered else 0
+            request.prompt_delivered = len(request.prompt_logprobs or ()) if any(positions) else 0
         self.open(requests)
         self.mark(requests)
 

@@ -36,6 +36,11 @@ class Kept:
         return all(request.ended for request in self.requests)
 
     @property
+    def scored(self) -> list[int]:
+        """Lengths of the prompts whose log probabilities belong to the answer."""
+        return [request.prompt_len for request in self.requests if request.prompt_logprobs is not None]
+
+    @property
     def running(self) -> list[Request]:
         return [request for request in self.requests if not request.ended]
 

@@ -109,7 +109,13 @@ class Attach(Struct, tag=8, frozen=True, array_like=True, omit_defaults=True, gc
     positions: Annotated[list[Annotated[int, Meta(ge=0, lt=2**31)]], Meta(max_length=512)] = []
 
 
-Command = Hello | Generate | Abort | Stop | Cancel | Attach
+class Detach(Struct, tag=9, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """Nobody reads these at the moment. What is resumable goes on, and waits for its time of grace."""
+
+    handles: list[Handle]
+
+
+Command = Hello | Generate | Abort | Stop | Cancel | Attach | Detach
 
 
 # ---------------------------------------------------------------------------------------------------- events, up
@@ -267,12 +273,14 @@ class Cancelled(Struct, tag=24, frozen=True, array_like=True, omit_defaults=True
 
 class Attached(Struct, tag=27, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """Answer to Attach: deltas follow, from the positions that were asked for, under the handles that were given.
-    `sequences` is how many there are, `meta` as in the Generate."""
+    `sequences` is how many there are, `meta` as in the Generate. `scored` are the lengths of the prompts, if what comes
+    first are their log probabilities."""
 
     epoch: Epoch
     rid: RequestId
     meta: bytes
     sequences: int
+    scored: list[int] = []
 
 
 class Unknown(Struct, tag=28, frozen=True, array_like=True, omit_defaults=True, gc=False):

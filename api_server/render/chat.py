@@ -55,6 +55,9 @@ class ChatRenderer:
     def head(self) -> bytes:
         return b""
 
+    def openings(self, index: int) -> int:
+        return (2 if self._echo else 1) if index in self._unopened else 0
+
     def chunk(self, piece: Piece, usage: Usage | None) -> bytes:
         opening = self._opening(piece, usage) if piece.index in self._unopened else b""
         if piece.prompt_logprobs:
