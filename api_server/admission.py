@@ -75,7 +75,7 @@ class Admission:
         """`queue_full` is what the engine last said. Raises ValueError for a parser that does not exist."""
         self.card: Final = card
         self.limits: Final = limits
-        self._queue_full: Final = queue_full
+        self.queue_full = queue_full
         self.encoder: Final = Encoder(card)
         self.vocabulary: Final = Vocabulary(self.encoder.tokenizer)
         self._fingerprint: Final = (
@@ -244,7 +244,7 @@ class Admission:
         if request.stream_options is not None and not _streams(request, route):
             raise _bad("stream_options is for requests with stream=true.", "stream_options")
         early.check(request, self.card, self.limits, route.max_tokens)
-        if self._queue_full():
+        if self.queue_full():
             raise ApiError("queue_full", "As many requests are waiting as may.")
 
     async def _job(
@@ -298,7 +298,9 @@ class Admission:
             echo_offsets=offsets,
             prompt_logprobs=request.prompt_logprobs,
             prompt_only=prompt_only,
+            resumable=options is not None and bool(options.resumable),
             timeout_s=request.timeout,
+            interval_s=None if options is None or options.interval_ms is None else options.interval_ms / 1000,
         )
 
     def _default_tokens(self, route: Route, prompts: list[list[int]], n: int) -> int:

@@ -32,6 +32,7 @@ from api_server.config import Config
 from api_server.errors import ApiError
 from api_server.extent import SLICE, Chunked, Sized
 from api_server.handshake import LINE_MAX, is_handshake
+from api_server.shortcut import Shortcut, offer
 from api_server.stall import Stall
 from api_server.unchunked import unchunked
 
@@ -295,6 +296,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._refuse(ApiError("invalid_request_error", msg))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        cycle.scope["extensions"] = offer(Shortcut(cycle, self.flow, self.transport.write))
         if cycle.scope["http_version"] == "1.0":
             app = unchunked(app, cycle)
         super()._start_asgi_task(cycle, app)

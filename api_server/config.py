@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from api_server.parsing.select import REASONING_PARSERS, TOOL_PARSERS
+from api_server.schema.fields import MAX_INTERVAL_MS
 from protocol.channel import BadEndpoint, check_endpoint
 
 PREFIX: Final = "TOKENWIRE_"
@@ -56,6 +57,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     drain_grace_s: Seconds = 0.0
     stall_timeout_s: PositiveSeconds = 60.0
     keepalive_interval_s: PositiveSeconds = 15.0
+    stream_interval_ms: Annotated[float, Meta(ge=0.0, le=MAX_INTERVAL_MS)] = 0.0  # between two chunks of a stream
     first_token_timeout_s: PositiveSeconds = 120.0
     request_timeout_s: PositiveSeconds = 1800.0
 

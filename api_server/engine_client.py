@@ -9,7 +9,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from api_server.errors import ApiError
 from api_server.stream import Stream
@@ -24,7 +24,8 @@ logger: Final = logging.getLogger("tokenwire.engine_client")
 FRESH_S: Final = 3.0  # an engine that is silent for longer, and announced no longer lease, is not ready
 TICK_S: Final = 0.5  # how often silence is looked for
 BACKLOG_MAX: Final = 65_536  # aborts and stops that wait for an engine in a long step
-CANCEL_WAIT_S: Final = 10.0  # for the engine to say whether there was something to cancel
+CANCEL_WAIT_S: Final = 10.0  # for the engine to say whether there was something to cancel, or to resume
+MAX_SEQUENCES: Final = 512  # of one request, as on the wire
 
 
 class EngineClient:
@@ -49,6 +50,7 @@ class EngineClient:
         self._next_handle = 0
         self._streams: dict[int, Stream] = {}  # by handle
         self._requests: dict[str, Stream] = {}  # by request id, for Accepted and Rejected
+        self._attaches: dict[str, deque[tuple[asyncio.Future[tuple[bytes, Stream]], int]]] = {}  # likewise
         self._cancels: dict[str, deque[asyncio.Future[bool]]] = {}  # by request id, in the order of the answers
         self._backlog: deque[wire.Command] = deque(maxlen=BACKLOG_MAX)
         self._heard_s = time.monotonic()
@@ -132,7 +134,7 @@ class EngineClient:
         self._next_handle += size
         scored = submission.sampling.prompt_logprobs is not None
         prompts = [len(prompt) for prompt in submission.prompts] if scored else ()
-        stream = Stream(self, submission.rid, first_handle, size, prompts)
+        stream = Stream(self, submission.rid, first_handle, size, prompts, resumable=bool(submission.meta))
         for handle in range(first_handle, first_handle + size):
             self._streams[handle] = stream
         self._requests[submission.rid] = stream
@@ -166,6 +168,29 @@ class EngineClient:
             priority=submission.priority,
             meta=submission.meta,
         )
+
+    async def attach(self, rid: str, key: bytes) -> tuple[bytes, Stream]:
+        """What its frontend said of a resumable request, and a mailbox that gets all of its answer from the beginning.
+        Whoever read it so far reads no more of it.
+
+        Raises ApiError stream_not_found if none of this name and key is there, or not any more.
+        """
+        await self.wait_ready(5.0)
+        first_handle = self._next_handle
+        self._next_handle += MAX_SEQUENCES
+        answer: asyncio.Future[tuple[bytes, Stream]] = asyncio.get_running_loop().create_future()
+        if not self._send(wire.Attach(rid, first_handle, key)):
+            raise ApiError("engine_restarting", "The engine can't be reached.")
+        self._attaches.setdefault(rid, deque()).append((answer, first_handle))
+        try:
+            async with asyncio.timeout(CANCEL_WAIT_S):
+                return await answer
+        except TimeoutError:
+            raise ApiError("engine_restarting", f"The engine gave no answer within {CANCEL_WAIT_S:g} s.") from None
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                answer.result()[1].leave()
+            raise
 
     async def cancel(self, rid: str, key: bytes) -> bool:
         """Ends a request, whichever frontend reads it. False if none of this name and key is unfinished.
@@ -237,6 +262,12 @@ class EngineClient:
                 for handle in handles:
                     if (stream := self._streams.get(handle)) is not None:
                         stream.fail(ApiError(code, message))
+            case wire.Attached() | wire.Unknown():
+                self._on_attached(event)
+            case wire.Taken(handles=handles):
+                for handle in handles:
+                    if (stream := self._streams.get(handle)) is not None:
+                        stream.fail(ApiError("stream_taken", "Another connection reads this stream now."))
             case wire.Cancelled(rid=rid, found=found):
                 self._on_cancelled(rid, found)
             case wire.Metrics():
@@ -256,6 +287,25 @@ class EngineClient:
                 stream.put(delta)
         while self._backlog and self._send(self._backlog[0]):
             self._backlog.popleft()
+
+    def _on_attached(self, event: wire.Attached | wire.Unknown) -> None:
+        if not (attaches := self._attaches.get(event.rid)):
+            return
+        answer, first_handle = attaches.popleft()
+        if not attaches:
+            del self._attaches[event.rid]
+        if isinstance(event, wire.Unknown):
+            if not answer.done():
+                answer.set_exception(ApiError("stream_not_found", "There is no stream with this id to resume."))
+            return
+        size = event.sequences
+        stream = Stream(self, event.rid, first_handle, size, event.scored, resumable=True)
+        self._streams.update(dict.fromkeys(range(first_handle, first_handle + size), stream))
+        if answer.done():  # nobody waits for it any more
+            stream.leave()
+        else:
+            self.tallies.resumed_streams += 1
+            answer.set_result((event.meta, stream))
 
     def _on_cancelled(self, rid: str, found: bool) -> None:
         if not (answers := self._cancels.get(rid)):
@@ -313,10 +363,14 @@ class EngineClient:
         for stream in {*self._streams.values(), *self._requests.values()}:
             stream.fail(ApiError(code, message))
         self._requests.clear()
-        for answer in [answer for answers in self._cancels.values() for answer in answers]:
+        cancels = [answer for answers in self._cancels.values() for answer in answers]
+        attaches = [answer for answers in self._attaches.values() for answer, _ in answers]
+        waiting: list[asyncio.Future[Any]] = [*cancels, *attaches]
+        for answer in waiting:
             if not answer.done():
                 answer.set_exception(ApiError(code, message))
         self._cancels.clear()
+        self._attaches.clear()
 
     def _watch(self) -> None:
         assert self._channel is not None

@@ -18,6 +18,7 @@ TABLE: Final[dict[str, tuple[int, str]]] = {
     "stream_not_found": (404, "invalid_request_error"),
     "request_not_found": (404, "invalid_request_error"),
     "method_not_allowed": (405, "invalid_request_error"),
+    "stream_taken": (409, "invalid_request_error"),
     "request_timeout": (408, "timeout_error"),
     "request_too_large": (413, "invalid_request_error"),
     "unsupported_media_type": (415, "invalid_request_error"),

@@ -30,7 +30,9 @@ class Job:
     echo_offsets: tuple[Sequence[int], ...] | None = None
     prompt_logprobs: int | None = None  # alternatives of each token to be told beside the choices; None is not at all
     prompt_only: bool = False  # max_tokens 0: the one token that the engine makes is nobody's
+    resumable: bool = False
     timeout_s: float | None = None
+    interval_s: float | None = None  # at least so long between two chunks; None is what the operator set
     reader: Callable[[], Reader] | None = None  # makes one for each choice; None if all that is written is content
     visible: frozenset[int] = frozenset()  # special tokens that are text all the same, for the readers
     named_call: bool = False  # the answer is a call of the one function that the request named

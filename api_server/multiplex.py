@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any, Final
 
 from msgspec import Raw, Struct
@@ -27,6 +28,7 @@ from api_server.render.frame import Framing, to_json
 from api_server.reply import open_chunks
 from api_server.schema.decode import decode
 from api_server.schema.realtime import MAX_ID_CHARS, SocketMessage
+from api_server.teller import Teller
 
 logger: Final = logging.getLogger("tokenwire.socket")
 
@@ -137,7 +139,8 @@ class Session:
             del body  # it may be large, and the answer long
             key: bytes = self._websocket.state.key_digest
             with ExitStack() as owned, self._front.engine.tallies.streaming():
-                async for chunks in await open_chunks(self._front, key, job, renderer, owned):
+                teller = partial(Teller, job, renderer)
+                async for chunks in await open_chunks(self._front, key, job, teller, owned):
                     for chunk in chunks.splitlines():
                         await self._tell(chunk)
             end = b'{"type":"done","id":%b}' % to_json(name)

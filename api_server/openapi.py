@@ -118,7 +118,7 @@ class _Schemas:
         for operation in operations:
             taken |= dict.fromkeys(kind for kind in (operation.takes, operation.query) if kind is not None)
             named = [operation.takes, operation.query, operation.gives, operation.error_body]
-            named += [operation.streams, operation.stream_error]
+            named += operation.streamed
             named += [answer.kind for answer in operation.answers]
             named += [parameter.kind for parameter in operation.parameters]
             types |= dict.fromkeys(kind for kind in named if kind is not None)
@@ -231,7 +231,7 @@ def _content(operation: Operation, schemas: _Schemas) -> Json:
     if operation.gives is not None:
         content[operation.gives_as] = {"schema": schemas.of(operation.gives)}
     if operation.streams is not None:
-        kinds = [schemas.of(kind) for kind in (operation.streams, operation.stream_error) if kind is not None]
+        kinds = [schemas.of(kind) for kind in operation.streamed]
         schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
         content |= {media_type: {"schema": schema} for media_type in operation.streams_as}
     return content

@@ -47,8 +47,9 @@ class Operation:
     """One method of one path, for the document. Its text is the handler's docstring.
 
     `takes` is the type of the body, `gives` that of the answer, `streams` that of each event or line of a streamed
-    answer, which ends early with a `stream_error` (None if that is among `streams`). The scalar fields of `query` may
-    be given in the query. `example` is a body, or with `query` a query, that works on a server as it comes.
+    answer, or several types of which it is one; it ends early with a `stream_error` (None if that is among `streams`).
+    The scalar fields of `query` may be given in the query. `example` is a body, or with `query` a query, that works on
+    a server as it comes.
     """
 
     tag: Tag
@@ -64,3 +65,9 @@ class Operation:
     answers: tuple[Answer, ...] = ()
     errors: frozenset[str] = field(default=frozenset())  # codes, beside those of every route
     error_body: Any = ErrorEnvelope
+
+    @property
+    def streamed(self) -> tuple[Any, ...]:
+        """What an event or line of a streamed answer may be."""
+        kinds = self.streams if isinstance(self.streams, tuple) else (self.streams,)
+        return tuple(kind for kind in (*kinds, self.stream_error) if kind is not None)

@@ -6,7 +6,19 @@ from typing import Any, Final, NamedTuple
 from starlette.requests import Request
 from starlette.routing import Route, WebSocketRoute
 
-from api_server.endpoints import cancel, chat, completions, docs, generate, models, ops, realtime, streams, tokenize
+from api_server.endpoints import (
+    cancel,
+    chat,
+    completions,
+    docs,
+    generate,
+    models,
+    ops,
+    realtime,
+    resume,
+    streams,
+    tokenize,
+)
 from api_server.endpoints.messages import count_tokens, create_message
 from api_server.endpoints.responses import create_response
 from api_server.errors import AnthropicErrorEnvelope
@@ -179,6 +191,23 @@ API: Final = (
             streams=chunks.GeneratedToken,
             errors=OF_GENERATION,
             example={"prompt": ONCE, "max_tokens": 32},
+        ),
+    ),
+    Endpoint(
+        "/v1/streams/{id}",
+        ("GET",),
+        resume.resume_stream,
+        "resume_stream",
+        Operation(
+            tag="Generation",
+            parameters=(
+                Parameter("id", "path", "The `id` of the stream's chunks: its X-Stream-Id."),
+                Parameter("Last-Event-ID", "header", "The id of the last event that was seen."),
+                Parameter("after", "query", "The same, where headers can't be set; the numbers alone will do."),
+            ),
+            streams=(chunks.ChatChunk, chunks.CompletionChunk, chunks.GeneratedToken, chunks.StreamedText),
+            streams_as=(EVENTS_TYPE,),
+            errors=OF_THE_ENGINE | {"invalid_request_error", "stream_not_found", "stream_taken"},
         ),
     ),
     Endpoint(

@@ -8,13 +8,14 @@ aborts the request. Knows nothing of tokens.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
 from api_server.errors import ApiError
 from api_server.form import EVENTS, Form
+from api_server.shortcut import Shortcut, shortcut_of
 
 logger: Final = logging.getLogger("tokenwire.sse")
 
@@ -32,10 +33,18 @@ class EventStream:
     task (the server's shutdown) tells the client so. Used once.
     """
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], stream_id: str, form: Form = EVENTS) -> None:
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        stream_id: str,
+        form: Form = EVENTS,
+        express: Callable[[Shortcut], None] | None = None,
+    ) -> None:
+        """`express` is for chunks that know how to use a shortcut, once their first one has been sent."""
         self._chunks = chunks
         self._stream_id = stream_id
         self._form = form
+        self._express = express
         self._finished = False
         self._gone = False
 
@@ -47,7 +56,7 @@ class EventStream:
         watcher = asyncio.create_task(self._watch(receive, task))
         try:
             try:
-                last = await self._pump(send, keepalive)
+                last = await self._pump(send, keepalive, shortcut_of(scope))
             except asyncio.CancelledError:
                 task.uncancel()
                 last = self._form.error(ApiError("draining", "The server shut down before this stream was complete."))
@@ -60,7 +69,7 @@ class EventStream:
         finally:
             watcher.cancel()
 
-    async def _pump(self, send: Send, keepalive: "Keepalive") -> bytes:
+    async def _pump(self, send: Send, keepalive: "Keepalive", shortcut: Shortcut | None) -> bytes:
         """Sends head and chunks. Returns what the body ends with."""
         media_type = (b"content-type", self._form.media_type.encode())
         headers = [media_type, *HEADERS, (b"x-stream-id", self._stream_id.encode())]
@@ -72,6 +81,9 @@ class EventStream:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 keepalive.sent()
                 sends += 1
+                if sends == 1 and shortcut is not None and self._express is not None:
+                    shortcut.tell(keepalive.sent)
+                    self._express(shortcut)
                 if sends % YIELD_EVERY == 0:
                     await asyncio.sleep(0)
         except ApiError as error:
@@ -93,6 +105,8 @@ class EventStream:
 class Keepalive:
     """Breaks a stream's silence with `comment`, if there is one. Costs a token one look at the clock, and a stream one
     timer."""
+
+    __slots__ = ("_beat", "_comment", "_interval_s", "_last_s", "_loop", "_send", "_timer")
 
     def __init__(self, send: Send, comment: bytes, interval_s: float) -> None:
         self._send = send

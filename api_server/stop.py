@@ -17,10 +17,11 @@ class Hit(NamedTuple):
 class StopMatcher:
     """Holds back the longest end of the text that could be the beginning of a stop string."""
 
-    __slots__ = ("_held", "_include", "_stops")
+    __slots__ = ("_beginnings", "_held", "_include", "_stops")
 
     def __init__(self, stops: tuple[str, ...], *, include: bool) -> None:
         self._stops: Final = stops
+        self._beginnings: Final = frozenset(stop[0] for stop in stops)
         self._include: Final = include  # whether the stop string itself is shown
         self._held = ""
 
@@ -30,6 +31,8 @@ class StopMatcher:
         A stop string that is complete in a text fed with `armed` off is text like any other; one that merely begins
         there may still be completed later, and so is held back.
         """
+        if not self._held and self._beginnings.isdisjoint(text):
+            return text
         seen = len(self._held)
         text = self._held + text
         if armed:

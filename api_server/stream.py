@@ -7,7 +7,7 @@ again.
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -15,6 +15,8 @@ from api_server.errors import ApiError
 from api_server.tallies import Tallies
 from protocol import messages as wire
 from protocol.prompt_logprobs import PromptLogprobs
+
+Express = Callable[[int, wire.Delta], bool]
 
 TAKEN_NUMBERS: Final = 5_000  # of log probabilities of short prompts that are taken together
 TAKEN_TOKENS: Final = 50  # of outputs that have log probabilities: with alternatives they are some milliseconds' work
@@ -67,8 +69,34 @@ class Stream:
     """One request's mailbox. Sequence `index` is prompt * n + choice. Use it in a `with`: leaving it aborts whatever
     has not finished."""
 
+    __slots__ = (
+        "_boxes",
+        "_choices",
+        "_client",
+        "_crowded",
+        "_express",
+        "_failure",
+        "_first_handle",
+        "_hold",
+        "_news",
+        "_positions",
+        "_resumable",
+        "_unfinished",
+        "_waiter",
+        "accepted",
+        "rid",
+        "size",
+    )
+
     def __init__(
-        self, client: Correspondent, rid: str, first_handle: int, size: int, prompts: Sequence[int] = ()
+        self,
+        client: Correspondent,
+        rid: str,
+        first_handle: int,
+        size: int,
+        prompts: Sequence[int] = (),
+        *,
+        resumable: bool = False,
     ) -> None:
         """`prompts` are the prompts' lengths if their log probabilities are to come. Those of a prompt are handed out
         before any token of its choices."""
@@ -76,6 +104,7 @@ class Stream:
         self.size = size
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._client = client
+        self._resumable = resumable
         self._first_handle = first_handle
         self._positions = [0] * size  # output tokens received, per sequence
         self._unfinished = set(range(size))
@@ -85,6 +114,8 @@ class Stream:
         self._choices = size // len(prompts) if prompts else size
         self._failure: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._express: Express | None = None
+        self._hold: asyncio.TimerHandle | None = None  # while tokens in the middle of a sequence have to wait
 
     @property
     def finished(self) -> bool:
@@ -92,8 +123,8 @@ class Stream:
         return not self._unfinished and not self._news and all(box.taken for box in self._boxes)
 
     async def take(self) -> list[tuple[int, wire.Delta]]:
-        """Everything since the last take, one delta per sequence that has news; waits until there is some. Of log
-        probabilities a portion at a time; those of prompts come first.
+        """Everything since the last take, one delta per sequence that has news; waits until there is some, or none can
+        come. Of log probabilities a portion at a time; those of prompts come first.
 
         Raises the ApiError that ended the request, after what came before it was taken.
         """
@@ -101,7 +132,7 @@ class Stream:
             return await self._take_in_order()
         if self._crowded:
             await asyncio.sleep(0)  # a portion keeps its reader busy for milliseconds: between two, others have a turn
-        while not self._news:
+        while self._unfinished and (not self._news or self._holds()):
             await self._wait()
         return self._taken(list(self._news))
 
@@ -124,7 +155,10 @@ class Stream:
         return found
 
     def _ready(self) -> list[tuple[int, wire.Delta]]:
-        """News of the sequences whose prompts have been taken."""
+        """News of the sequences whose prompts have been taken. What is resumable is told by numbers of tokens, so there
+        all prompts come first."""
+        if self._resumable and not all(box.taken for box in self._boxes):
+            return []
         return self._taken([index for index in self._news if self._boxes[index // self._choices].taken])
 
     def _taken(self, indexes: list[int]) -> list[tuple[int, wire.Delta]]:
@@ -151,21 +185,55 @@ class Stream:
         finally:
             self._waiter = None
 
+    def express(self, take: Express) -> None:
+        """From now on a delta that comes while the reader waits, and is not a sequence's last, is shown to `take`
+        first, with the sequence's index. If it returns True, that was all; else the reader gets the delta. It must not
+        raise: who calls it serves all streams."""
+        self._express = take
+
+    def hold(self, seconds: float) -> None:
+        """For so long from now, only a sequence's end is news: what comes before it waits, and is merged."""
+        if self._hold is not None:
+            self._hold.cancel()
+        self._hold = asyncio.get_running_loop().call_later(seconds, self._release)
+
+    def _release(self) -> None:
+        self._hold = None
+        if self._news:
+            self._wake()
+
+    def _holds(self) -> bool:
+        """There may be news, but none of it has to go out now."""
+        if self._hold is None or self._failure is not None:
+            return False
+        return all(delta.finish is None for delta in self._news.values())
+
     def stop(self, index: int, pos: int) -> None:
         """A stop string is complete at output position `pos`: the sequence ends there, as a success."""
         if index in self._unfinished:
             self._unfinished.discard(index)
             self._client.forget([self._first_handle + index])
             self._client.send_later(wire.Stop(self._first_handle + index, pos))
+            self._wake()
 
     def close(self) -> None:
         """Aborts what has not finished. May be called any number of times, and never blocks."""
+        self._part(wire.Abort)
+
+    def leave(self) -> None:
+        """The reader has gone, and may come back: what is resumable goes on without one, all else is aborted."""
+        self._part(wire.Detach if self._resumable else wire.Abort)
+
+    def _part(self, command: type[wire.Abort | wire.Detach]) -> None:
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
         if self._unfinished:
             handles = [self._first_handle + index for index in self._unfinished]
             self._unfinished = set()
             self._client.forget(handles)
             if self._failure is None:
-                self._client.send_later(wire.Abort(handles))
+                self._client.send_later(command(handles))
         self._client.forget_request(self.rid)
 
     def put(self, delta: wire.Delta) -> None:
@@ -188,13 +256,16 @@ class Stream:
         if delta.finish is not None:
             self._unfinished.discard(index)
             self._client.forget([delta.handle])
+        elif self._express is not None and self._hold is None and self._waits() and self._express(index, delta):
+            return
         earlier = self._news.get(index)
         if earlier is None:
             self._news[index] = delta
         else:
             self._client.tallies.coalesced_tokens += len(delta.tokens)
             _merge(earlier, delta)
-        self._wake()
+        if self._hold is None or delta.finish is not None:
+            self._wake()
 
     def _put_portion(self, index: int, portion: PromptLogprobs) -> None:
         if not self._boxes:
@@ -216,6 +287,10 @@ class Stream:
                 self.accepted.set_exception(error)
                 self.accepted.exception()  # who does not wait for it reads the failure from `take`
             self._wake()
+
+    def _waits(self) -> bool:
+        """The reader has taken all that came before, and has nothing else to do."""
+        return self._waiter is not None and not self._waiter.done()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -77,6 +77,8 @@ class SequenceText:
         """None once the sequence has finished: what comes after a stop string is nobody's."""
         if self.finished:
             return None
+        if len(delta.tokens) == 1 and delta.finish is None and delta.logprobs is None:
+            return self._one(delta)
         piece = Piece(self._index, [], delta.tokens, 0, first=delta.first, logprobs=delta.logprobs)
         if delta.logprobs is not None:
             piece.offsets = []
@@ -90,6 +92,19 @@ class SequenceText:
             piece.finish = delta.finish
             piece.stop_reason = delta.stop_token
         self.finished = piece.finish is not None
+        return piece
+
+    def _one(self, delta: Delta) -> Piece:
+        """The same for what nearly every delta is: one token that is not the last."""
+        text, stop = self._detokenizer.step(delta.tokens[0]), None
+        self._length += len(text)
+        self.pos += 1
+        if self._matcher is not None:
+            text, stop = self._show(text, ends=False)
+        piece = Piece(self._index, [text], delta.tokens, self.pos, first=delta.first)
+        if stop is not None:
+            self._cut(piece, stop)
+            self.finished = True
         return piece
 
     def _decode(self, delta: Delta, piece: Piece) -> str | None:
@@ -142,6 +157,8 @@ class SequenceText:
 class Answer:
     """All sequences of one request."""
 
+    __slots__ = ("_cached", "_n", "_prompt_only", "_prompt_tokens", "_sequences", "_unfinished")
+
     def __init__(self, job: Job) -> None:
         submission = job.submission
         self._prompt_only: Final = job.prompt_only
@@ -175,6 +192,10 @@ class Answer:
             self._prompt_tokens + completion,
             PromptTokensDetails(sum(self._cached)),
         )
+
+    def position(self, index: int) -> int:
+        """Output tokens of a sequence so far."""
+        return self._sequences[index].pos
 
     def feed(self, index: int, delta: Delta) -> Piece | None:
         """What the delta adds to sequence `index`; None if that one has ended already."""

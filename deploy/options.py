@@ -293,6 +293,15 @@ OPTIONS: Final[tuple[Option, ...]] = (
     _option(
         "Processes", "shutdown-timeout", seconds(0), "120", "seconds that running streams get to finish", ALL, _TO_BOTH
     ),
+    _option(
+        "Processes",
+        "resume-grace",
+        seconds(0),
+        "60",
+        "seconds that a resumable stream outlasts its reader, or its end",
+        ENGINE,
+        _TO_ENGINE,
+    ),
     _http("Processes", "drain-grace", seconds(0), "0", "seconds of 503 before the listener closes at shutdown"),
     _option("HTTP", "host", text, "127.0.0.1", "address to listen on", ALL, _NOBODY),
     _option("HTTP", "port", integer(0, 65_535), "8000", "port to listen on; 0 takes a free one", API, _NOBODY),
@@ -303,6 +312,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     _http("Time limits, in seconds", "request-timeout", seconds(1e-3), "1800", "for a whole request"),
     _http("Time limits, in seconds", "stall-timeout", seconds(1e-3), "60", "a client may take no byte of its stream"),
     _http("Time limits, in seconds", "keepalive-interval", seconds(1e-3), "15", "of silence before a comment line"),
+    _http("HTTP", "stream-interval-ms", integer(0, 60_000), "0", "at least, between two chunks of a stream"),
     _http("Time limits, in seconds", "header-timeout", seconds(1e-3), "10", "for a request's headers"),
     _http("Time limits, in seconds", "body-timeout", seconds(1e-3), "30", "for a request's body"),
     _http("Size limits", "max-body-size", size, "4M", "bytes of a request's body", metavar="SIZE"),

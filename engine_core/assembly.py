@@ -127,6 +127,7 @@ def make_core(config: Config, source: ModelSource, channel: EngineChannel) -> En
         clock=time.monotonic,
         step_time=_rehearse(adapter),
         grammars=grammars,
+        resume_grace_s=config.resume_grace,
     )
 
 

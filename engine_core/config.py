@@ -39,6 +39,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     insecure_tcp: bool = False
     shutdown_timeout: Annotated[float, Meta(ge=0)] = 120.0  # seconds
+    resume_grace: Annotated[float, Meta(ge=0)] = 60.0  # seconds
     ready_fd: int | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"

@@ -17,6 +17,7 @@ from engine_core.delivery import HEARTBEAT_S, RETRY_S, Delivery
 from engine_core.grammar.grammars import Grammars
 from engine_core.request import Request, highest
 from engine_core.scheduler import Sampled, Scheduler
+from engine_core.shelf import Shelf
 from engine_core.stats import Stats
 from protocol import messages as wire
 from protocol.channel import EngineChannel
@@ -85,8 +86,10 @@ class EngineCore(Generic[Pending]):
         step_time: StepTime,
         overlap: int = 0,
         grammars: Grammars | None = None,
+        resume_grace_s: float = 60.0,
     ) -> None:
-        """`clock` is monotonic, in seconds. `grammars` are those that the runner's sampler knows."""
+        """`clock` is monotonic, in seconds. `grammars` are those that the runner's sampler knows. `resume_grace_s` is
+        for how long what is resumable outlasts its reader, or its end."""
         self._stopping = False
         self._drain_until_s: float | None = None
         self._channel = channel
@@ -100,6 +103,7 @@ class EngineCore(Generic[Pending]):
         self._grammars = grammars or Grammars(welcome.card, scheduler.max_num_seqs)
         self._resting = False  # nothing could be launched, and nothing is in flight
         self._delivery = Delivery(welcome.epoch, channel.send)
+        self._shelf = Shelf(resume_grace_s)
         self._step = 0
         self._metrics_s = 0.0
         self._metrics_serial = 0
@@ -159,7 +163,7 @@ class EngineCore(Generic[Pending]):
         match command:
             case wire.Hello(version=version, frontend=name):
                 if version == wire.PROTOCOL_VERSION:
-                    self._end(self._delivery.join(peer, name))
+                    self._detach(self._delivery.join(peer, name))
                 self._delivery.notify(peer, self._greeting(command))
             case wire.Generate():
                 if (answer := self._answer(peer, command)) is not None:
@@ -173,6 +177,11 @@ class EngineCore(Generic[Pending]):
                     self._end([request], wire.FinishReason.STOP)
             case wire.Cancel(rid=rid, key=key):
                 self._delivery.notify(peer, wire.Cancelled(self._welcome.epoch, rid, self._cancel(rid, key)))
+            case wire.Detach(handles=handles):
+                found = [self._delivery.find(peer, handle) for handle in handles]
+                self._detach([request for request in found if request is not None])
+            case wire.Attach():
+                self._attach(peer, command)
 
     def _greeting(self, hello: wire.Hello) -> wire.Welcome:
         """With the tokenizer, unless the frontend has it already."""
@@ -203,6 +212,8 @@ class EngineCore(Generic[Pending]):
         if any(self._delivery.find(peer, request.handle) is not None for request in requests):
             return wire.Rejected(epoch, command.rid, "internal_error", "A handle is in use already.")
         self._delivery.open(requests)
+        if command.meta:
+            self._shelf.keep(command.key, command.meta, requests)
         self._grammars.followings.follow(requests)
         for request in requests:
             self._scheduler.add(request)
@@ -245,20 +256,43 @@ class EngineCore(Generic[Pending]):
         for request in requests:
             self._delivery.close(request)
 
+    def _detach(self, requests: list[Request]) -> None:
+        """Their readers are gone. What is resumable goes on for its time of grace."""
+        self._shelf.left(requests, self._clock())
+        self._end([request for request in requests if not self._shelf.holds(request)])
+        for request in requests:
+            self._delivery.close(request)
+
+    def _attach(self, peer: bytes, command: wire.Attach) -> None:
+        """A new reader, who gets all that lies behind its positions."""
+        epoch, rid, positions = self._welcome.epoch, command.rid, command.positions
+        kept = self._shelf.find(rid, command.key)
+        if kept is None or peer not in self._delivery.frontends or len(positions) not in (0, len(kept.requests)):
+            self._delivery.notify(peer, wire.Unknown(epoch, rid))
+            return
+        self._shelf.read(kept)
+        scored = kept.scored if not any(positions) else []
+        self._delivery.notify(peer, wire.Attached(epoch, rid, kept.meta, len(kept.requests), scored))
+        self._delivery.hand_over(kept.requests, peer, command.first_handle, positions)
+
     def _retire(self, requests: list[Request], finish: wire.FinishReason | None = None) -> None:
         """They yield no more, and what they hold goes back."""
         now_s = self._clock()
+        if finish is None:
+            self._shelf.drop(requests)
         for request in requests:
             if not request.ended:
                 self._scheduler.end(request, finish)
                 self._stats.ended(request, now_s)
+        self._shelf.ended(requests, now_s)
 
     def _cancel(self, rid: str, key: bytes) -> bool:
         """Ends a request, whoever reads it and however far it has come. False if this key has none of that name."""
         unanswered = self._grammars.admission.withdraw(rid, key)
         for peer in unanswered:
             self._delivery.notify(peer, wire.Rejected(self._welcome.epoch, rid, *CANCELLED))
-        found = self._delivery.named(rid, key)
+        kept = self._shelf.find(rid, key)
+        found = self._delivery.named(rid, key) if kept is None else kept.running
         self._retire(found)  # before it fails: it counts as aborted
         self._delivery.fail(found, *CANCELLED)
         return bool(unanswered or found)
@@ -302,9 +336,10 @@ class EngineCore(Generic[Pending]):
         self._step += 1
         self._delivery.mark([*advanced, *(row.request for row in flight.batch.scoring)])
         self._stats.stepped(flight.batch.num_tokens, advanced, now_s)
-        for request in advanced:
-            if request.ended:
-                self._stats.ended(request, now_s)
+        ended = [request for request in advanced if request.ended]
+        for request in ended:
+            self._stats.ended(request, now_s)
+        self._shelf.ended(ended, now_s)
         self._step_time.observe(flight.batch.num_tokens, now_s - flight.launched_s)
 
     def _publish(self, lease_s: float, *, announce: bool = False) -> None:
@@ -317,7 +352,8 @@ class EngineCore(Generic[Pending]):
         turned, self._was_full = full != self._was_full, full
         fell_idle, self._was_idle = scheduler.idle and not self._was_idle, scheduler.idle
         announce = announce or turned or fell_idle
-        self._end(self._delivery.flush(self._step, lease_s, load, now_s, announce=announce))
+        self._detach(self._delivery.flush(self._step, lease_s, load, now_s, announce=announce))
+        self._end(self._shelf.expired(now_s))
         if scheduler.idle:
             self._stats.idle()
         if fell_idle or now_s - self._metrics_s >= METRICS_S:

@@ -6,12 +6,12 @@ that sends, and says what became of it.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from engine_core.request import Request
 from protocol.channel import Sent
-from protocol.messages import Delta, Event, Failed, Load, Step
+from protocol.messages import Delta, Event, Failed, Load, Step, Taken
 
 HEARTBEAT_S: Final = 1.0
 RETRY_S: Final = 0.02  # after a frontend took nothing, until it is asked again
@@ -84,6 +84,23 @@ class Delivery:
             frontend.requests.pop(request.handle, None)
             frontend.news.pop(request.handle, None)
         self._unname(request)
+
+    def hand_over(self, requests: Sequence[Request], peer: bytes, first_handle: int, positions: Sequence[int]) -> None:
+        """The sequences of one request get another reader, or the same one anew, which has read them up to these
+        positions, or nothing of them. Those who read them so far are told."""
+        taken: dict[bytes, list[int]] = {}
+        for request in requests:
+            if self.find(request.owner, request.handle) is request:
+                taken.setdefault(request.owner, []).append(request.handle)
+                self.close(request)
+        for former, handles in taken.items():
+            self.notify(former, Taken(self._epoch, handles))
+        for number, request in enumerate(requests):
+            request.owner, request.handle = peer, first_handle + number
+            request.delivered = min(positions[number], request.out_len) if positions else 0
+            request.prompt_delivered = len(request.prompt_logprobs or ()) if any(positions) else 0
+        self.open(requests)
+        self.mark(requests)
 
     def find(self, peer: bytes, handle: int) -> Request | None:
         frontend = self.frontends.get(peer)

@@ -61,8 +61,8 @@ class Generate(Struct, tag=2, frozen=True, array_like=True, omit_defaults=True, 
     whole.
 
     `sequences[i].prompt` indexes `prompts`; siblings share their prompt's prefill. `key` is the API key's digest, which
-    also separates prefix caches, as does `salt`. `meta` is the frontend's own and comes back unread. A lower `priority`
-    runs earlier.
+    also separates prefix caches, as does `salt`. A request with `meta` is resumable; what it says is the frontends'
+    own, and comes back unread to who attaches. A lower `priority` runs earlier.
     """
 
     epoch: Epoch
@@ -99,7 +99,23 @@ class Cancel(Struct, tag=5, frozen=True, array_like=True, omit_defaults=True, gc
     key: Digest = b""
 
 
-Command = Hello | Generate | Abort | Stop | Cancel
+class Attach(Struct, tag=8, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """Its sender reads a resumable request from here on: sequence `i` under `first_handle + i`, from output position
+    `positions[i]`, or from its beginning where there are none. Whoever read it before is told that it is Taken."""
+
+    rid: RequestId
+    first_handle: Handle
+    key: Digest = b""
+    positions: Annotated[list[Annotated[int, Meta(ge=0, lt=2**31)]], Meta(max_length=512)] = []
+
+
+class Detach(Struct, tag=9, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """Nobody reads these at the moment. What is resumable goes on, and waits for its time of grace."""
+
+    handles: list[Handle]
+
+
+Command = Hello | Generate | Abort | Stop | Cancel | Attach | Detach
 
 
 # ---------------------------------------------------------------------------------------------------- events, up
@@ -257,4 +273,30 @@ class Cancelled(Struct, tag=24, frozen=True, array_like=True, omit_defaults=True
     found: bool
 
 
-Event = Welcome | Accepted | Rejected | Step | Failed | Dying | Metrics | Cancelled
+class Attached(Struct, tag=27, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """Answer to Attach: deltas follow, from the positions that were asked for, under the handles that were given.
+    `sequences` is how many there are, `meta` as in the Generate. `scored` are the lengths of the prompts, if what comes
+    first are their log probabilities."""
+
+    epoch: Epoch
+    rid: RequestId
+    meta: bytes
+    sequences: int
+    scored: list[int] = []
+
+
+class Unknown(Struct, tag=28, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """Answer to Attach: there is nothing to resume of this name and key, or not any more."""
+
+    epoch: Epoch
+    rid: RequestId
+
+
+class Taken(Struct, tag=29, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """Somebody else reads these from here on."""
+
+    epoch: Epoch
+    handles: list[Handle]
+
+
+Event = Welcome | Accepted | Rejected | Step | Failed | Dying | Metrics | Cancelled | Attached | Unknown | Taken

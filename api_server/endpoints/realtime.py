@@ -38,9 +38,15 @@ async def admit(front: Frontend, body: Raw, framing: Framing) -> tuple[Job, Rend
     if kind.messages not in ABSENT:
         chat = replace(decode(data, ChatRequest), stream=True)
         job = await (await front.admission()).chat(chat)
-        return job, ChatRenderer(job, framing)
+        return _checked(job), ChatRenderer(job, framing)
     if kind.prompt in ABSENT:
         raise ApiError("invalid_request_error", "The body has neither `messages` nor `prompt`.", "messages")
     completion = replace(decode(data, CompletionRequest), stream=True)
     job = await (await front.admission()).completion(completion)
-    return job, CompletionRenderer(job, framing)
+    return _checked(job), CompletionRenderer(job, framing)
+
+
+def _checked(job: Job) -> Job:
+    if job.resumable:
+        raise ApiError("unsupported_parameter", "Only server-sent events can be resumed.", "stream_options")
+    return job

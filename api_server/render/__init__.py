@@ -27,3 +27,11 @@ class Renderer(Protocol):
         """The body of a response that does not stream, from one joined piece per sequence, by index. One that may be
         long comes in parts, which are made as they are asked for."""
         ...
+
+
+class ResumableRenderer(Renderer, Protocol):
+    """Of a shape whose streams can be numbered."""
+
+    def openings(self, index: int) -> int:
+        """How many of the next chunk's events belong before the sequence's first token."""
+        ...

@@ -38,6 +38,8 @@ class ChatRenderer:
     other, where the job has a reader. Log probabilities and token ids are told also if the text is held back.
     """
 
+    __slots__ = ("_bare", "_echo", "_job", "_plain_close", "_plain_open", "_readings", "_template", "_unopened")
+
     def __init__(self, job: Job, framing: Framing = SSE) -> None:
         self._job: Final = job
         self._echo: Final = job.echo[0] if job.echo else ""
@@ -53,13 +55,19 @@ class ChatRenderer:
     def head(self) -> bytes:
         return b""
 
+    def openings(self, index: int) -> int:
+        return (2 if self._echo else 1) if index in self._unopened else 0
+
     def chunk(self, piece: Piece, usage: Usage | None) -> bytes:
         opening = self._opening(piece, usage) if piece.index in self._unopened else b""
         if piece.prompt_logprobs:
             return opening or self._continued(piece, usage)
         text = piece.text
         if self._bare and piece.finish is None and piece.logprobs is None:
-            return opening + self._plain_open[piece.index] + to_json(text) + self._plain_close if text else opening
+            if not text:
+                return opening
+            plain = self._plain_open[piece.index] + to_json(text) + self._plain_close
+            return opening + plain if opening else plain
         delta = self._delta(piece)
         tokens = piece.tokens if self._job.return_token_ids else None
         if delta == NOTHING and piece.finish is None and piece.logprobs is None and tokens is None:

@@ -35,6 +35,9 @@ class CompletionRenderer:
     def head(self) -> bytes:
         return b""
 
+    def openings(self, index: int) -> int:
+        return 1 if index in self._unopened else 0
+
     def chunk(self, piece: Piece, usage: Usage | None) -> bytes:
         if piece.prompt_logprobs:
             siblings = range(piece.index, piece.index + self._n)

@@ -28,6 +28,9 @@ class GenerateRenderer:
     def head(self) -> bytes:
         return b""
 
+    def openings(self, index: int) -> int:
+        return 0
+
     def chunk(self, piece: Piece, usage: Usage | None) -> bytes:
         now_s = self._clock()
         step_ms = _ms((now_s - self._last_s) / max(1, len(piece.tokens)))
@@ -60,24 +63,25 @@ class GenerateRenderer:
 
 
 class StreamRenderer:
-    """One event per piece that shows something. A resumable stream numbers its events by output tokens, and then its
-    last piece is an event even if it shows nothing, so that a reader knows that it has everything."""
+    """One event per piece that shows something. The last piece of a resumable stream is an event even if it shows
+    nothing, so that a reader knows that it has everything."""
 
     def __init__(self, job: Job, *, resumable: bool = False, framing: Framing = SSE) -> None:
         self._job: Final = job
         self._framing: Final = framing
-        self._id: Final = b"id: %b." % job.submission.rid.encode() if resumable else b""
+        self._resumable: Final = resumable
 
     def head(self) -> bytes:
-        """With `id`, a number for a connection that is cut before its first token."""
-        return self._id + b"0\n\n" if self._id else b""
+        return b""
+
+    def openings(self, index: int) -> int:
+        return 0
 
     def chunk(self, piece: Piece, usage: Usage | None) -> bytes:
         text = piece.text
-        if not text and not (self._id and piece.finish is not None):
+        if not text and not (self._resumable and piece.finish is not None):
             return b""
-        number = self._id + b"%d\n" % piece.pos if self._id else b""
-        return b'%b%b{"token":%b}%b' % (number, self._framing.before, to_json(text), self._framing.after)
+        return b'%b{"token":%b}%b' % (self._framing.before, to_json(text), self._framing.after)
 
     def tail(self, usage: Usage) -> bytes:
         return self._framing.done

@@ -11,6 +11,7 @@ MAX_STOPS = 4
 MAX_STOP_CHARS = 256
 MAX_BAD_WORDS = 32  # each may become two token sequences: at the start of a text, and after a space
 MAX_TIMEOUT_S = 86_400.0
+MAX_INTERVAL_MS = 60_000.0
 
 MaxTokens = Annotated[int, Meta(ge=1, lt=2**31)]
 EchoTokens = Annotated[int, Meta(ge=0, lt=2**31)]  # 0 is for an echo and nothing else
@@ -25,6 +26,7 @@ Choices = Annotated[int, Meta(ge=1, le=MAX_N)]
 Priority = Annotated[int, Meta(ge=-(2**31), lt=2**31)]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=128)]
 TimeoutS = Annotated[float, Meta(gt=0.0, le=MAX_TIMEOUT_S)]
+IntervalMs = Annotated[float, Meta(ge=0.0, le=MAX_INTERVAL_MS)]
 
 StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 StopStrings = StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)]

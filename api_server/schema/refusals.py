@@ -15,20 +15,12 @@ class Refusal(NamedTuple):
     wanted: Callable[[Field], bool]
 
 
-def _resumable(field: Field) -> bool:
-    options = field("stream_options")
-    return options is not None and bool(options.resumable)
-
-
 def _counted(field: Field) -> bool:
     options = field("stream_options")
     return options is not None and bool(options.include_usage or options.continuous_usage_stats)
 
 
-NOT_SERVED: Final = (
-    Refusal("suffix", "this model can't fill in the middle", lambda field: bool(field("suffix"))),
-    Refusal("stream_options", "resumable streams are not supported yet", _resumable),
-)
+NOT_SERVED: Final = (Refusal("suffix", "this model can't fill in the middle", lambda field: bool(field("suffix"))),)
 
 CHAT_TEMPLATE: Final = Refusal(
     "chat_template",

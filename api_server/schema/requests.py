@@ -20,6 +20,7 @@ class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     resumable: bool | None = None
+    interval_ms: fields.IntervalMs | None = None
 
 
 class GenerationRequest(Sampling, kw_only=True, frozen=True):

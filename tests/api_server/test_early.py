@@ -107,7 +107,7 @@ def test_what_is_right_is_looked_at_once(seen: list[int]) -> None:
 def test_a_full_queue_is_told_before_the_prompt_is_looked_at(
     seen: list[int], monkeypatch: pytest.MonkeyPatch, route: str, kind: type[GenerationRequest]
 ) -> None:
-    monkeypatch.setattr(ADMISSION, "_queue_full", lambda: True)
+    monkeypatch.setattr(ADMISSION, "queue_full", lambda: True)
     with pytest.raises(ApiError) as caught:
         ask(route, kind, {})
     assert caught.value.code == "queue_full"

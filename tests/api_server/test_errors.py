@@ -17,6 +17,7 @@ PROMISED = {
     403: {"origin_not_allowed": INVALID},
     404: {"not_found": INVALID, "model_not_found": INVALID, "stream_not_found": INVALID, "request_not_found": INVALID},
     405: {"method_not_allowed": INVALID},
+    409: {"stream_taken": INVALID},
     408: {"request_timeout": "timeout_error"},
     413: {"request_too_large": INVALID},
     415: {"unsupported_media_type": INVALID},

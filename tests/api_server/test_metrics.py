@@ -201,3 +201,13 @@ def test_a_descriptor_that_is_no_memory_makes_it_count_alone() -> None:
     with socket.socket() as other, LiveServer(API, board_fd=other.fileno()) as server:
         assert server.get("/livez").status == 200
         assert value(server, "tokenwire_http_requests_total", route="/livez", code="200") == 1
+
+
+def test_a_stream_that_is_resumed_counts(served: LiveServer) -> None:
+    options = b'"stream": true, "stream_options": {"resumable": true}'
+    answer = served.post("/v1/completions", b'{"prompt": [97], "max_tokens": 9, "ignore_eos": true, %b}' % options)
+    assert b"[DONE]" in answer.body
+    assert served.get(f"/v1/streams/{answer.headers['x-stream-id']}?after=3").status == 200
+    assert served.get("/v1/streams/nobody?after=3").status == 404
+    assert value(served, "tokenwire_resumed_streams_total") == 1
+    assert value(served, "tokenwire_http_requests_total", route="/v1/streams/{id}", code="200") == 1

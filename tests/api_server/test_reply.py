@@ -17,6 +17,7 @@ from api_server.job import Job
 from api_server.render.chat import ChatRenderer
 from api_server.reply import Chunks, reply
 from api_server.submission import Submission
+from api_server.teller import Teller
 from protocol.messages import Delta, FinishReason
 from tests.api_server.vocabularies import byte_level, deltas, job
 from tests.fakes import made_up_scores
@@ -40,6 +41,11 @@ class Held:
 
     def close(self) -> None:
         self.closed = True
+
+    leave = close
+
+    def stop(self, index: int, pos: int) -> None:
+        raise AssertionError("there is no stop string")
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +102,7 @@ async def test_a_cancellation_at_any_moment_around_the_acceptance_closes_the_str
 async def chunks_of(work: Job, news: list[tuple[int, Delta]]) -> list[Any]:
     """All events of a stream that the engine gave in one piece."""
     stream: Any = Held(news)
-    chunks = Chunks(stream, work, ChatRenderer(work), Deadline(60, 60))
+    chunks = Chunks(stream, Teller(work, ChatRenderer(work), stream.stop), Deadline(60, 60))
     data = b"".join([chunk async for chunk in chunks])
     events = [event.removeprefix("data: ") for event in data.decode().split("\n\n")]
     return [json.loads(event) for event in events if event not in ("", "[DONE]")]
@@ -116,7 +122,7 @@ async def test_what_is_told_of_the_prompt_is_no_first_token() -> None:
     work = job(TOKENIZER, [[5, 6]], prompt_logprobs=0)
     (portion,) = made_up_scores([5, 6], range(1, 2), work.submission.sampling)
     stream: Any = Held([(0, Delta(0, 0, [], prompt=portion))])
-    chunks = Chunks(stream, work, ChatRenderer(work), Deadline(0.05, 60))
+    chunks = Chunks(stream, Teller(work, ChatRenderer(work), stream.stop), Deadline(0.05, 60))
     assert b'"prompt_logprobs":[null,{"6":' in await anext(chunks)
     with pytest.raises(ApiError, match="first token"):
         await anext(chunks)
@@ -127,7 +133,7 @@ async def test_a_first_token_behind_the_prompt_s_last_portion_is_one() -> None:
     work = job(TOKENIZER, [[5, 6]], prompt_logprobs=0)
     (portion,) = made_up_scores([5, 6], range(1, 2), work.submission.sampling)
     stream: Any = Held([(0, Delta(0, 0, [], prompt=portion)), (0, Delta(0, 0, [7]))])
-    chunks = Chunks(stream, work, ChatRenderer(work), Deadline(0.05, 0.2))
+    chunks = Chunks(stream, Teller(work, ChatRenderer(work), stream.stop), Deadline(0.05, 0.2))
     await anext(chunks)
     with pytest.raises(ApiError, match="answer took longer"):
         await anext(chunks)

@@ -291,12 +291,13 @@ def test_request_types_have_a_schema(kind: type) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"stream_options": {"resumable": True}}, "stream_options"),
+        ({"suffix": "the end"}, "suffix"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(fields: dict[str, object], param: str) -> None:
+    body = msgspec.json.encode({"prompt": "x", **fields})
     with pytest.raises(ApiError) as caught:
-        refusals.refuse(decode(chat(**fields), ChatRequest), refusals.NOT_SERVED)
+        refusals.refuse(decode(body, CompletionRequest), refusals.NOT_SERVED)
     assert caught.value.code == "unsupported_parameter"
     assert caught.value.param == param
     assert param in caught.value.message
@@ -305,7 +306,7 @@ def test_what_is_not_served_is_refused_by_name(fields: dict[str, object], param:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"stream_options": {"include_usage": True, "resumable": False}},
+        {"stream_options": {"include_usage": True, "resumable": True}},
         {"echo": True},
         {"echo": True, "logprobs": True, "prompt_logprobs": 0},
     ],

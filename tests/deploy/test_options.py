@@ -64,6 +64,8 @@ def test_the_documented_defaults() -> None:
         "first-token-timeout": "120",
         "request-timeout": "1800",
         "drain-grace": "0",
+        "resume-grace": "60",
+        "stream-interval-ms": "0",
         "trust-remote-code": "false",
         "tensor-parallel-size": "1",
         "data-parallel-size": "1",

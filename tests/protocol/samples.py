@@ -73,6 +73,8 @@ COMMANDS: list[wire.Command] = [
     wire.Abort([1, 2, 2**62]),
     wire.Stop(4, 12),
     wire.Cancel("chatcmpl-1", b"k" * 16),
+    wire.Attach("chatcmpl-1", 7, b"k" * 16, [3, 0]),
+    wire.Detach([1, 2]),
 ]
 EVENTS: list[wire.Event] = [
     wire.Welcome(wire.PROTOCOL_VERSION, 3, CARD, LIMITS),
@@ -94,4 +96,7 @@ EVENTS: list[wire.Event] = [
     wire.Dying(3, "out of memory"),
     wire.Metrics(3, METRICS, 41),
     wire.Cancelled(3, "chatcmpl-1", True),
+    wire.Attached(3, "chatcmpl-1", b"meta", 2, [4]),
+    wire.Unknown(3, "chatcmpl-1"),
+    wire.Taken(3, [7, 8]),
 ]
