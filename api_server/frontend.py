@@ -37,7 +37,7 @@ class Frontend:
         self.canary = Canary(engine)
         self.answers = Answers(engine.tallies, templates)
         self.ledger = Ledger(engine)
-        self.metrics = MetricsPage(self.ledger, engine, config.model_name)
+        self.metrics = MetricsPage(self.ledger, config.model_name)
         self._admission: Admission | None = None
         self._made_from: tuple[ModelCard, Limits] | None = None
         self._making = asyncio.Lock()

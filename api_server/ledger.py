@@ -42,6 +42,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     ready: bool  # the engine is
     epoch: int  # of the engine it is or was connected to
     heard_s: float  # from the engine
+    model_name: str  # empty until the engine has told it
     told: Told
 
 
@@ -54,6 +55,7 @@ class Total(NamedTuple):
     ready: bool  # for one of them
     epoch: int
     heartbeat_age_s: float
+    model_name: str  # empty if none of them knows it
 
 
 class Ledger:
@@ -111,6 +113,7 @@ class Ledger:
             any(entry.ready for entry in fresh),
             last.epoch,
             max(0.0, mine.at_s - last.heard_s),
+            next((entry.model_name for entry in (last, *alive, *dead) if entry.model_name), ""),
         )
 
     def _tick(self, due_s: float) -> None:
@@ -125,8 +128,16 @@ class Ledger:
 
     def _entry(self) -> Entry:
         engine, now_s = self._engine, time.monotonic()
-        heard_s = now_s - engine.heartbeat_age_s
-        return Entry(now_s, self._tallies, engine.connected, engine.ready, engine.epoch, heard_s, self._told())
+        return Entry(
+            now_s,
+            self._tallies,
+            engine.connected,
+            engine.ready,
+            engine.epoch,
+            now_s - engine.heartbeat_age_s,
+            "" if engine.card is None else engine.card.name,
+            self._told(),
+        )
 
     def _told(self) -> Told:
         told, at_s = self._engine.told, self._engine.told_s

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Final
 
 from api_server import tallies
-from api_server.engine_client import EngineClient
 from api_server.exposition import Labels, counter, gauge, histogram
 from api_server.ledger import Ledger, Total
 from api_server.tallies import Tallies
@@ -21,10 +20,9 @@ VLLM: Final = "vllm:"
 class MetricsPage:
     """Made anew whenever it is asked for: a page that is kept would go back behind another frontend's."""
 
-    def __init__(self, ledger: Ledger, engine: EngineClient, model_name: str) -> None:
+    def __init__(self, ledger: Ledger, model_name: str) -> None:
         """`model_name` is what the engine will say of itself, as far as it is known before it is there."""
         self._ledger: Final = ledger
-        self._engine: Final = engine
         self._model_name: Final = model_name
 
     def text(self) -> bytes:
@@ -33,9 +31,8 @@ class MetricsPage:
         return "".join([*self._engine_families(total), *_frontend_families(total.tallies)]).encode()
 
     def _engine_families(self, total: Total) -> Iterator[str]:
-        card, told = self._engine.card, total.engine
-        model_name = told.model_name or (self._model_name if card is None else card.name)
-        served = {"model_name": model_name, **ENGINE}
+        told = total.engine
+        served = {"model_name": told.model_name or total.model_name or self._model_name, **ENGINE}
         for name, text in names.GAUGES.items():
             yield gauge(name, text, told.gauges.get(name, 0.0) if total.connected else 0.0, served)
         for name, text in names.COUNTERS.items():
