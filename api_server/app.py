@@ -23,7 +23,8 @@ from api_server.routes import API, HEALTH, PAGES, SOCKETS, Endpoint, make_routes
 
 def create_app(config: Config, endpoints: Sequence[Endpoint] = HEALTH + API + PAGES) -> Starlette:
     """The app of one process; `app.state.frontend` is its Frontend. Connects to the engine when it is started."""
-    frontend = Frontend(config, EngineClient(config.engine))
+    templates = {endpoint.path for endpoint in (HEALTH if config.health_only else endpoints)}
+    frontend = Frontend(config, EngineClient(config.engine), templates)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -49,7 +50,7 @@ def _layers(frontend: Frontend) -> list[Middleware]:
     """From the outside in. All of them pure ASGI: starlette's BaseHTTPMiddleware hides disconnects."""
     config = frontend.config
     return [
-        Middleware(Envelope, cors=Cors(config.cors_origins)),
+        Middleware(Envelope, cors=Cors(config.cors_origins), answers=frontend.answers),
         Middleware(Auth, api_keys=config.api_keys, metrics_key=config.metrics_key),
         Middleware(DrainGate, drain=frontend.drain),
     ]

@@ -19,22 +19,22 @@ on real sockets hold it to that.
 import asyncio
 import re
 import secrets
-import sys
 from collections.abc import Callable
 from enum import Enum
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from starlette.types import Message, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from api_server.answers import REFUSED, Answers, SendWait
 from api_server.config import Config
 from api_server.errors import ApiError
 from api_server.extent import SLICE, Chunked, Sized
 from api_server.handshake import LINE_MAX, is_handshake
 from api_server.shortcut import Shortcut, offer
 from api_server.stall import Stall
+from api_server.unchunked import unchunked
 
 READ_AHEAD: Final = 64 << 10  # bytes of later requests that are kept before reading pauses
 WRITE_BUFFER: Final = 16 << 10  # bytes kept per connection beyond the kernel's own, before a send waits
@@ -59,11 +59,13 @@ class _Phase(Enum):
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection. `bounds` comes first, so that functools.partial makes uvicorn's protocol factory of it."""
+    """One connection. What is not uvicorn's comes first, so that functools.partial makes its protocol factory of it."""
 
-    def __init__(self, bounds: Config, **kwargs: Any) -> None:
+    def __init__(self, bounds: Config, answers: Answers, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._bounds = bounds
+        self._answers = answers
+        self._wait = SendWait(answers.tallies)
         self._phase = _Phase.HEAD
         self._opens_socket = False  # what the request at hand asks for
         self._unread = bytearray()  # not yet the parser's
@@ -296,7 +298,7 @@ class BoundedHttp(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         cycle.scope["extensions"] = offer(Shortcut(cycle, self.flow, self.transport.write))
         if cycle.scope["http_version"] == "1.0":
-            app = _unchunked(app, cycle)
+            app = unchunked(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
@@ -342,7 +344,10 @@ class BoundedHttp(HttpToolsProtocol):
                 cycle.keep_alive = False
                 self._forget_rest()
                 return
+            cycle.scope[REFUSED] = error.status  # type: ignore[typeddict-unknown-key]
             self._disconnect(cycle)
+        else:
+            self._answers.count(self._path, error.status)
         self.transport.write(self._raw_response(error))
         self._linger()
 
@@ -362,6 +367,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._wait.begin()
         if self._stall is None:
             self._stall = Stall(self.transport, self.loop, self._bounds.stall_timeout_s)
 
@@ -369,6 +375,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+        self._wait.end()
         super().resume_writing()
 
 
@@ -376,25 +383,3 @@ def _without_upgrade(head: bytes) -> bytes:
     """The head with its `Upgrade` under another name: a protocol that isn't served is ignored (RFC 9110, 7.8), and
     the body stays a body. The value is left for the parser to check."""
     return UPGRADE.sub(b"ignored-upgrade", head)
-
-
-def _unchunked(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
-    """HTTP/1.0 knows no chunks, and uvicorn sends them all the same: there the end of the connection ends the body."""
-
-    async def plain(scope: Scope, receive: Receive, send: Send) -> None:
-        sized = False
-
-        async def send_plain(message: Message) -> None:
-            nonlocal sized
-            if message["type"] == "http.response.start":
-                sized = any(name.lower() == b"content-length" for name, _ in message["headers"])
-                if not sized:
-                    cycle.chunked_encoding = False
-            elif not sized:
-                more = message.get("more_body", False)
-                cycle.expected_content_length = sys.maxsize if more else len(message.get("body", b""))
-            await send(message)
-
-        await app(scope, receive, send_plain)  # type: ignore[arg-type]
-
-    return plain  # type: ignore[return-value]

@@ -40,6 +40,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     listen_fd: Annotated[int, Meta(ge=0)] | None = (
         None  # a listening socket from the supervisor, instead of host and port
     )
+    board_fd: Annotated[int, Meta(ge=0)] | None = None  # memory that it shares with the others behind the same address
+    model_name: str = ""  # what metrics call the model until the engine has told its name
     ready_fd: Annotated[int, Meta(ge=0)] | None = None  # gets one byte once the socket is served
     insecure_tcp: bool = False  # let `engine` be tcp:// on loopback
     health_only: bool = False  # serve the health routes and nothing else

@@ -14,6 +14,7 @@ from typing import Any, Final
 from api_server.errors import ApiError
 from api_server.stream import Stream
 from api_server.submission import Submission
+from api_server.tallies import Tallies
 from protocol import messages as wire
 from protocol.channel import ClientChannel, Link, TooLarge
 from protocol.metrics import EngineMetrics
@@ -35,7 +36,9 @@ class EngineClient:
         self.card: wire.ModelCard | None = None
         self.limits: wire.Limits | None = None
         self.load = wire.Load()
-        self.metrics = EngineMetrics()
+        self.tallies = Tallies()
+        self.told = wire.Metrics(0, EngineMetrics())  # the last that came
+        self.told_s = 0.0  # and when
         self._endpoint = endpoint
         self._frontend = secrets.token_bytes(16)
         self._channel: ClientChannel | None = None
@@ -267,8 +270,8 @@ class EngineClient:
                         stream.fail(ApiError("stream_taken", "Another connection reads this stream now."))
             case wire.Cancelled(rid=rid, found=found):
                 self._on_cancelled(rid, found)
-            case wire.Metrics(metrics=metrics):
-                self.metrics = metrics
+            case wire.Metrics():
+                self.told, self.told_s = event, self._heard_s
             case wire.Dying(reason=reason):
                 logger.error("the engine is dying: %s", reason)
 
@@ -301,6 +304,7 @@ class EngineClient:
         if answer.done():  # nobody waits for it any more
             stream.leave()
         else:
+            self.tallies.resumed_streams += 1
             answer.set_result((event.meta, stream))
 
     def _on_cancelled(self, rid: str, found: bool) -> None:

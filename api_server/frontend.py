@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
@@ -9,12 +10,14 @@ from typing import Final
 from starlette.requests import HTTPConnection
 
 from api_server.admission import Admission
+from api_server.answers import Answers
 from api_server.canary import Canary
 from api_server.config import Config
 from api_server.drain import Drain
 from api_server.encode import THREADS
 from api_server.engine_client import EngineClient
 from api_server.errors import ApiError
+from api_server.ledger import Ledger
 from api_server.metrics import MetricsPage
 from protocol.messages import Limits, ModelCard
 
@@ -26,12 +29,15 @@ ENGINE_WAIT_S: Final = 5.0  # how long a request waits for an engine that starts
 class Frontend:
     """The state behind every route. Made once per process, by the app."""
 
-    def __init__(self, config: Config, engine: EngineClient) -> None:
+    def __init__(self, config: Config, engine: EngineClient, templates: Iterable[str]) -> None:
+        """`templates` are the paths of its routes."""
         self.config = config
         self.engine = engine
         self.drain = Drain()
         self.canary = Canary(engine)
-        self.metrics = MetricsPage(engine)
+        self.answers = Answers(engine.tallies, templates)
+        self.ledger = Ledger(engine)
+        self.metrics = MetricsPage(self.ledger, engine, config.model_name)
         self._admission: Admission | None = None
         self._made_from: tuple[ModelCard, Limits] | None = None
         self._making = asyncio.Lock()
@@ -44,6 +50,7 @@ class Frontend:
     async def start(self) -> None:
         """Connects to the engine, whenever it is there, and then loads its tokenizer before a request asks for it."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "long-prompt"))
+        self.ledger.start(self.config.board_fd)
         await self.engine.start()
         self._warming = asyncio.create_task(self._warm())
 
@@ -53,6 +60,7 @@ class Frontend:
             with suppress(asyncio.CancelledError):
                 await self._warming
         self.engine.close()
+        self.ledger.close()
 
     async def admission(self) -> Admission:
         """The way from a request to tokens, for the engine that is there now.

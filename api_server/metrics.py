@@ -1,90 +1,78 @@
-"""The page behind GET /metrics: the engine's figures as it last sent them, and what this process sees of the engine.
+"""The page behind GET /metrics: the engine's figures once, and those of all frontends of this address together.
 
 Every series is there from the start. An engine that is gone runs nothing, whatever it said last; its counters stay.
 """
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-
+from api_server import tallies
 from api_server.engine_client import EngineClient
+from api_server.exposition import Labels, counter, gauge, histogram
+from api_server.ledger import Ledger, Total
+from api_server.tallies import Tallies
 from protocol import metrics as names
-from protocol.metrics import EngineMetrics
+from protocol.metrics import Histogram
 
-CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
-FRESH_S: Final = 0.25  # scrapers may come every 50 ms; the page is made anew for one in five of them
-LABELS: Final = ("model_name", "engine")
+ENGINE: Final = {"engine": "0"}
+VLLM: Final = "vllm:"
 
 
 class MetricsPage:
-    """Renders at most once per FRESH_S."""
+    """Made anew whenever it is asked for: a page that is kept would go back behind another frontend's."""
 
-    def __init__(self, engine: EngineClient) -> None:
+    def __init__(self, ledger: Ledger, engine: EngineClient, model_name: str) -> None:
+        """`model_name` is what the engine will say of itself, as far as it is known before it is there."""
+        self._ledger: Final = ledger
         self._engine: Final = engine
-        self._registry: Final = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
-        self._page = b""
-        self._made_s = float("-inf")
+        self._model_name: Final = model_name
 
     def text(self) -> bytes:
         """Prometheus text exposition."""
-        now_s = time.monotonic()
-        if now_s - self._made_s > FRESH_S:
-            self._page, self._made_s = generate_latest(self._registry), now_s
-        return self._page
+        total = self._ledger.total()
+        return "".join([*self._engine_families(total), *_frontend_families(total.tallies)]).encode()
 
-    def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks of a collector."""
-        engine = self._engine
-        metrics = engine.metrics
-        labels = (metrics.model_name or (engine.card.name if engine.card else ""), "0")
-        yield from _engine_families(metrics, labels, alive=engine.connected)
+    def _engine_families(self, total: Total) -> Iterator[str]:
+        card, told = self._engine.card, total.engine
+        model_name = told.model_name or (self._model_name if card is None else card.name)
+        served = {"model_name": model_name, **ENGINE}
+        for name, text in names.GAUGES.items():
+            yield gauge(name, text, told.gauges.get(name, 0.0) if total.connected else 0.0, served)
+        for name, text in names.COUNTERS.items():
+            yield counter(name, text, [(_labels(name, served), told.counters.get(name, 0))])
+        finished = [({**served, "finished_reason": reason}, count) for reason, count in told.finished.items()]
+        yield counter(names.FINISHED, names.FINISHED_HELP, finished)
+        layout = {"block_size": str(told.block_size), "num_gpu_blocks": str(told.num_blocks)}
+        yield gauge(names.CACHE_CONFIG, names.CACHE_CONFIG_HELP, 1.0, served | layout)
+        for name, (text, bounds) in names.HISTOGRAMS.items():
+            yield histogram(name, text, bounds, _fitting(told.histograms.get(name), bounds), _labels(name, served))
         for name, text, value in (
-            ("tokenwire_engine_up", "Whether the engine core is connected, loaded and fresh.", float(engine.ready)),
-            ("tokenwire_engine_epoch", "Counts the lives of the engine core.", float(engine.epoch)),
-            ("tokenwire_heartbeat_age_seconds", "Since anything came from the engine core.", engine.heartbeat_age_s),
+            ("tokenwire_engine_up", "Whether the engine core is connected, loaded and fresh.", float(total.ready)),
+            ("tokenwire_engine_epoch", "Counts the lives of the engine core.", float(total.epoch)),
+            ("tokenwire_heartbeat_age_seconds", "Since anything came from the engine core.", total.heartbeat_age_s),
         ):
-            yield _one(GaugeMetricFamily(name, text, labels=("engine",)), ("0",), value)
+            yield gauge(name, text, value, ENGINE)
 
 
-def _engine_families(metrics: EngineMetrics, labels: tuple[str, ...], *, alive: bool) -> Iterator[Metric]:
-    for name, text in names.GAUGES.items():
-        yield _one(
-            GaugeMetricFamily(name, text, labels=LABELS), labels, metrics.gauges.get(name, 0.0) if alive else 0.0
-        )
-    for name, text in names.COUNTERS.items():
-        yield _one(CounterMetricFamily(name, text, labels=LABELS), labels, metrics.counters.get(name, 0))
-    finished = CounterMetricFamily(names.FINISHED, names.FINISHED_HELP, labels=(*LABELS, "finished_reason"))
-    for reason, count in metrics.finished.items():
-        finished.add_metric((*labels, reason), count)
-    yield finished
-    layout = (str(metrics.block_size), str(metrics.num_blocks))
-    config = GaugeMetricFamily(
-        names.CACHE_CONFIG, names.CACHE_CONFIG_HELP, labels=(*LABELS, "block_size", "num_gpu_blocks")
+def _frontend_families(found: Tallies) -> Iterator[str]:
+    yield gauge(*tallies.STREAMS, found.streams, {})
+    for (name, text), value in zip(tallies.COUNTERS.items(), found.counters, strict=True):
+        yield counter(name, text, [({}, value)])
+    for (name, (text, bounds)), seen in zip(tallies.HISTOGRAMS.items(), found.histograms, strict=True):
+        yield histogram(name, text, bounds, seen, {})
+    answers = (
+        ({"route": route, "code": str(status)}, count)
+        for route, statuses in sorted(found.requests.items())
+        for status, count in sorted(statuses.items())
     )
-    yield _one(config, (*labels, *layout), 1.0)
-    for name, (text, bounds) in names.HISTOGRAMS.items():
-        found = metrics.histograms[name]
-        family = HistogramMetricFamily(name, text, labels=LABELS)
-        family.add_metric(labels, list(_cumulative(bounds, found.counts)), found.sum)
-        yield family
+    yield counter(*tallies.REQUESTS, answers)
 
 
-def _one(family: GaugeMetricFamily | CounterMetricFamily, labels: tuple[str, ...], value: float) -> Metric:
-    family.add_metric(labels, value)
-    return family
+def _labels(name: str, served: Labels) -> Labels:
+    """vLLM's series name the model, ours of the engine do not."""
+    return served if name.startswith(VLLM) else ENGINE
 
 
-def _cumulative(bounds: tuple[float, ...], counts: Iterable[int]) -> Iterator[tuple[str, float]]:
-    total = 0
-    for bound, count in zip((*bounds, float("inf")), counts, strict=True):
-        total += count
-        yield ("+Inf" if bound == float("inf") else repr(bound)), total
+def _fitting(found: Histogram | None, bounds: tuple[float, ...]) -> Histogram:
+    """An engine of another version may know other bounds, or have no such histogram."""
+    return found if found is not None and len(found.counts) == len(bounds) + 1 else Histogram.of(bounds)

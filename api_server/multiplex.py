@@ -138,7 +138,7 @@ class Session:
             job, renderer = await self._admit(self._front, body, framing)
             del body  # it may be large, and the answer long
             key: bytes = self._websocket.state.key_digest
-            with ExitStack() as owned:
+            with ExitStack() as owned, self._front.engine.tallies.streaming():
                 teller = partial(Teller, job, renderer)
                 async for chunks in await open_chunks(self._front, key, job, teller, owned):
                     for chunk in chunks.splitlines():

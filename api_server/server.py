@@ -21,8 +21,8 @@ from typing import Any, Final, cast
 import uvicorn
 from starlette.applications import Starlette
 
+from api_server.acceptor import Acceptor
 from api_server.bounds import BoundedHttp
-from api_server.config import Config
 from api_server.frontend import Frontend
 from api_server.websocket import MESSAGE_FACTOR, BoundedSocket
 
@@ -36,19 +36,23 @@ SWITCH_S: Final = (
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-def make_server(app: Starlette, **more: Any) -> "FrontendServer":
-    """The server of an app that `create_app` made; `more` is uvicorn's, for whoever runs the process."""
+def make_server(app: Starlette, *, leaves: bool = False, **more: Any) -> "FrontendServer":
+    """The server of an app that `create_app` made. With `leaves` a drain gives up the listener at once, because others
+    are there for what is new, or nobody is to be. `more` is uvicorn's, for whoever runs the process."""
     frontend: Frontend = app.state.frontend
-    return FrontendServer(uvicorn.Config(app, **(_uvicorn_settings(frontend.config) | more)), frontend)
+    return FrontendServer(uvicorn.Config(app, **(_uvicorn_settings(frontend) | more)), frontend, leaves=leaves)
 
 
-def _uvicorn_settings(config: Config) -> dict[str, Any]:
+def _uvicorn_settings(frontend: Frontend) -> dict[str, Any]:
+    config, answers = frontend.config, frontend.answers
+    protocol = functools.partial(BoundedHttp, config, answers)
+    socket_protocol = functools.partial(BoundedSocket, config, answers)
     return {
         "host": config.host,
         "port": config.port,
         "loop": "uvloop",
-        "http": cast(type[asyncio.Protocol], functools.partial(BoundedHttp, config)),
-        "ws": "none" if config.health_only else cast(type[asyncio.Protocol], functools.partial(BoundedSocket, config)),
+        "http": cast(type[asyncio.Protocol], protocol),
+        "ws": "none" if config.health_only else cast(type[asyncio.Protocol], socket_protocol),
         "ws_max_size": MESSAGE_FACTOR * config.max_body_size,
         "ws_ping_interval": config.keepalive_interval_s,
         "ws_ping_timeout": config.stall_timeout_s,
@@ -66,9 +70,11 @@ def _uvicorn_settings(config: Config) -> dict[str, Any]:
 class FrontendServer(uvicorn.Server):
     """uvicorn.Server with a drain of its own and without uvicorn's signal handlers."""
 
-    def __init__(self, config: uvicorn.Config, frontend: Frontend) -> None:
+    def __init__(self, config: uvicorn.Config, frontend: Frontend, *, leaves: bool = False) -> None:
         super().__init__(config)
         self._frontend = frontend
+        self._leaves = leaves
+        self._listeners: list[socket.socket] = []
         self._now = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
 
@@ -80,13 +86,26 @@ class FrontendServer(uvicorn.Server):
             self._now.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        self._listeners = sockets or []
+        self.servers = [cast(asyncio.Server, self._acceptor(listener)) for listener in self._listeners]
         sys.setswitchinterval(SWITCH_S)
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it again
         if (descriptor := self._frontend.config.ready_fd) is not None:
             os.write(descriptor, b"1")
             os.close(descriptor)
+
+    def _acceptor(self, listener: socket.socket) -> Acceptor:
+        make_protocol = functools.partial(
+            cast(Any, self.config.http_protocol_class),
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        return Acceptor(
+            listener, make_protocol, lambda: len(self.server_state.connections), self._frontend.ledger.board
+        )
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -105,6 +124,8 @@ class FrontendServer(uvicorn.Server):
     async def _drain(self) -> None:
         config = self._frontend.config
         self._frontend.drain.begin()
+        if self._leaves:
+            self._leave()
         ends: list[asyncio.Task[Any]] = [asyncio.create_task(self._now.wait())]
         limit_s = max(config.shutdown_timeout_s, config.drain_grace_s)
         if config.health_only:
@@ -120,6 +141,12 @@ class FrontendServer(uvicorn.Server):
         if running:
             await asyncio.wait(running, timeout=FAREWELL_S)
         self.should_exit = True
+
+    def _leave(self) -> None:
+        for server in self.servers:
+            server.close()
+        for listener in self._listeners:
+            listener.close()
 
     async def _finished(self, grace_s: float) -> None:
         await asyncio.sleep(grace_s)

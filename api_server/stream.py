@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from api_server.errors import ApiError
+from api_server.tallies import Tallies
 from protocol import messages as wire
 from protocol.prompt_logprobs import PromptLogprobs
 
@@ -23,6 +24,8 @@ TAKEN_TOKENS: Final = 50  # of outputs that have log probabilities: with alterna
 
 class Correspondent(Protocol):
     """Where mailboxes come from, and whom they tell that they are done."""
+
+    tallies: Tallies
 
     def forget(self, handles: Sequence[int]) -> None: ...
 
@@ -259,6 +262,7 @@ class Stream:
         if earlier is None:
             self._news[index] = delta
         else:
+            self._client.tallies.coalesced_tokens += len(delta.tokens)
             _merge(earlier, delta)
         if self._hold is None or delta.finish is not None:
             self._wake()

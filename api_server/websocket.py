@@ -16,6 +16,7 @@ from typing import Any, Final
 from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from api_server.answers import Answers, SendWait
 from api_server.config import Config
 from api_server.stall import Stall
 
@@ -28,13 +29,14 @@ SILENT: Final = logging.Logger("tokenwire.websocket", logging.CRITICAL + 1)
 
 
 class BoundedSocket(WebSocketsSansIOProtocol):
-    """One connection, from its handshake on. `bounds` comes first, as in BoundedHttp."""
+    """One connection, from its handshake on. What is not uvicorn's comes first, as in BoundedHttp."""
 
-    def __init__(self, bounds: Config, **kwargs: Any) -> None:
+    def __init__(self, bounds: Config, answers: Answers, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.logger = SILENT
         self.conn.logger, self.conn.debug = SILENT, False
         self._bounds = bounds
+        self._wait = SendWait(answers.tallies)
         self._unread = bytearray()  # not yet the parser's
         self._next: asyncio.Handle | None = None  # the next slice's turn
         self._late: asyncio.TimerHandle | None = None  # the end of a message that has begun
@@ -48,6 +50,7 @@ class BoundedSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unread.clear()
+        self._wait.end()
         for timer in (self._next, self._late, self._stall):
             if timer is not None:
                 timer.cancel()
@@ -125,8 +128,10 @@ class BoundedSocket(WebSocketsSansIOProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._wait.begin()
         self._pace()
 
     def resume_writing(self) -> None:
+        self._wait.end()
         super().resume_writing()
         self._pace()

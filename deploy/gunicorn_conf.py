@@ -27,10 +27,10 @@ def _resolved() -> Settings:
 _settings = _resolved()
 _host = _settings["host"]
 _drain_s = max(_settings.seconds("shutdown-timeout"), _settings.seconds("drain-grace"))
+_board = os.memfd_create("tokenwire-board", os.MFD_CLOEXEC)  # workers are forked, and so they have it, too
+_given = {"TOKENWIRE_ENGINE": _settings["engine"], "TOKENWIRE_BOARD_FD": str(_board)}
 # Workers read their settings in the form that the supervisor's children get.
-os.environ.update(
-    FRONTEND_DEFAULTS | os.environ | _settings.variables_for("api") | {"TOKENWIRE_ENGINE": _settings["engine"]}
-)
+os.environ.update(FRONTEND_DEFAULTS | os.environ | _settings.variables_for("api") | _given)
 
 bind = f"[{_host}]:{_settings['port']}" if ":" in _host else f"{_host}:{_settings['port']}"
 workers = _settings.integer("api-workers")

@@ -14,7 +14,9 @@ class FrontendWorker(UvicornWorker):  # type: ignore[misc]
     CONFIG_KWARGS: dict[str, Any] = {"loop": "uvloop", "access_log": False}
 
     async def _serve(self) -> None:
-        server = self.wsgi.state.make_server(callback_notify=self.callback_notify, timeout_notify=self.timeout)
+        server = self.wsgi.state.make_server(
+            leaves=True, callback_notify=self.callback_notify, timeout_notify=self.timeout
+        )
         self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)
         if not server.started:

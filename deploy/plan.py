@@ -8,18 +8,25 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from deploy.children import ChildSpec
 from deploy.options import BUILT_IN_MODEL
 from deploy.settings import Settings
-from deploy.sockets import ENGINE_SOCKET, listen, run_folder
+from deploy.sockets import ENGINE_SOCKET, board, listen, run_folder
 from deploy.supervisor import Plan
 
 ENGINE_COMMAND: Final = (sys.executable, "-m", "engine_core")
 API_COMMAND: Final = (sys.executable, "-m", "api_server")
 FRONTEND_DEFAULTS: Final = {"TOKENIZERS_PARALLELISM": "false"}  # else a thread per core for a prompt or two
 CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+
+
+class Shared(NamedTuple):
+    """What all frontends of one address inherit."""
+
+    listener: socket.socket
+    board: int  # descriptor of the memory
 
 
 @contextmanager
@@ -31,7 +38,8 @@ def prepared(settings: Settings, environ: Mapping[str, str], version: str) -> It
                 listener = stack.enter_context(listen(settings["host"], settings.integer("port")))
                 folder = stack.enter_context(run_folder(settings.get("run-dir"), environ))
                 endpoint = f"ipc://{folder / ENGINE_SOCKET}"
-                yield _serve(settings, environ, version, listener, folder, endpoint)
+                shared = Shared(listener, stack.enter_context(board()))
+                yield _serve(settings, environ, version, shared, folder, endpoint)
             case "engine":
                 folder = stack.enter_context(run_folder(settings.get("run-dir"), environ))
                 health = settings.get("health-port")
@@ -39,16 +47,16 @@ def prepared(settings: Settings, environ: Mapping[str, str], version: str) -> It
                 yield _engine_only(settings, environ, version, folder, socket)
             case _:
                 listener = stack.enter_context(listen(settings["host"], settings.integer("port")))
-                yield _api_only(settings, environ, version, listener)
+                yield _api_only(settings, environ, version, Shared(listener, stack.enter_context(board())))
 
 
 def _serve(
-    settings: Settings, environ: Mapping[str, str], version: str, listener: socket.socket, folder: Path, endpoint: str
+    settings: Settings, environ: Mapping[str, str], version: str, shared: Shared, folder: Path, endpoint: str
 ) -> Plan:
     return Plan(
-        banner=f"tokenwire {version} serves {_name(settings)} at {_url(listener)}",
-        engine=_engine(settings, environ, endpoint, folder),
-        frontends=_frontends(settings, environ, listener, endpoint),
+        banner=f"tokenwire {version} serves {_name(settings)} at {_url(shared.listener)}",
+        engine=_engine(settings, environ, endpoint, folder, 1),
+        frontends=_frontends(settings, environ, shared, {"ENGINE": endpoint, "MODEL_NAME": _name(settings)}),
         frontend_limit_s=max(settings.seconds("shutdown-timeout"), settings.seconds("drain-grace")),
     )
 
@@ -64,51 +72,53 @@ def _engine_only(
             "TOKENWIRE_LISTEN_FD": str(health.fileno()),
             "TOKENWIRE_HEALTH_ONLY": "true",
         }
-        probes = (_frontend("health frontend", variables, health, environ),)
+        probes = (_frontend("health frontend", variables, (health.fileno(),), environ),)
+    epoch = int(time.time() * 1000)  # frontends elsewhere may remember an earlier life of this endpoint
     told = "" if health is None else f", health at {_url(health)}"
     return Plan(
         banner=f"tokenwire {version} runs an engine core of {_name(settings)} at {endpoint}{told}",
-        engine=_engine(settings, environ, endpoint, folder),
+        engine=_engine(settings, environ, endpoint, folder, epoch),
         frontends=probes,
-        first_epoch=int(time.time() * 1000),  # frontends elsewhere may remember an earlier life of this endpoint
+        first_epoch=epoch,
         frontends_last=True,
         engine_limit_s=settings.seconds("shutdown-timeout"),
     )
 
 
-def _api_only(settings: Settings, environ: Mapping[str, str], version: str, listener: socket.socket) -> Plan:
+def _api_only(settings: Settings, environ: Mapping[str, str], version: str, shared: Shared) -> Plan:
     endpoint = settings["engine"]
     return Plan(
-        banner=f"tokenwire {version} serves the engine at {endpoint} at {_url(listener)}",
-        frontends=_frontends(settings, environ, listener, endpoint),
+        banner=f"tokenwire {version} serves the engine at {endpoint} at {_url(shared.listener)}",
+        frontends=_frontends(settings, environ, shared, {"ENGINE": endpoint}),
         frontend_limit_s=max(settings.seconds("shutdown-timeout"), settings.seconds("drain-grace")),
     )
 
 
-def _engine(settings: Settings, environ: Mapping[str, str], endpoint: str, folder: Path) -> ChildSpec:
+def _engine(settings: Settings, environ: Mapping[str, str], endpoint: str, folder: Path, first_epoch: int) -> ChildSpec:
     variables = settings.variables_for("engine") | {
         "TOKENWIRE_LISTEN": endpoint,
         "TOKENWIRE_RUN_DIR": str(folder),
+        "TOKENWIRE_FIRST_EPOCH": str(first_epoch),
     }
     return ChildSpec("engine core", ENGINE_COMMAND, variables, environ=thread_defaults() | dict(environ))
 
 
 def _frontends(
-    settings: Settings, environ: Mapping[str, str], listener: socket.socket, endpoint: str
+    settings: Settings, environ: Mapping[str, str], shared: Shared, more: Mapping[str, str]
 ) -> tuple[ChildSpec, ...]:
-    variables = settings.variables_for("api") | {
-        "TOKENWIRE_ENGINE": endpoint,
-        "TOKENWIRE_LISTEN_FD": str(listener.fileno()),
-    }
+    """`more` are variables, without the prefix."""
+    descriptors = (shared.listener.fileno(), shared.board)
+    more = {**more, "LISTEN_FD": str(descriptors[0]), "BOARD_FD": str(descriptors[1])}
+    variables = settings.variables_for("api") | {f"TOKENWIRE_{name}": value for name, value in more.items()}
     count = settings.integer("api-workers")
     names = (f"frontend {slot + 1}" if count > 1 else "frontend" for slot in range(count))
-    return tuple(_frontend(name, variables, listener, environ) for name in names)
+    return tuple(_frontend(name, variables, descriptors, environ) for name in names)
 
 
 def _frontend(
-    name: str, variables: Mapping[str, str], listener: socket.socket, environ: Mapping[str, str]
+    name: str, variables: Mapping[str, str], descriptors: tuple[int, ...], environ: Mapping[str, str]
 ) -> ChildSpec:
-    return ChildSpec(name, API_COMMAND, variables, (listener.fileno(),), FRONTEND_DEFAULTS | dict(environ))
+    return ChildSpec(name, API_COMMAND, variables, descriptors, FRONTEND_DEFAULTS | dict(environ))
 
 
 def _name(settings: Settings) -> str:

@@ -1,4 +1,5 @@
-"""What the supervisor owns for its children: the listening socket and the private folder."""
+"""What the supervisor owns for its children: the listening socket, the memory that frontends share, and the private
+folder."""
 
 import errno
 import fcntl
@@ -53,6 +54,17 @@ def listen(host: str, port: int) -> socket.socket:
             hint = f"can't be listened on: {error.strerror}"
         raise CannotStart(f"port {port} on {host} {hint}") from error
     return listener
+
+
+@contextmanager
+def board() -> Iterator[int]:
+    """A descriptor of memory that the frontends of one address share (`api_server.board`). It is as empty as a new
+    file, and gone with the last process that has it."""
+    descriptor = os.memfd_create("tokenwire-board", os.MFD_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -117,12 +117,13 @@ def make_core(config: Config, source: ModelSource, channel: EngineChannel) -> En
         block_size=cache.block_size,
     )
     epoch = config.epoch if config.epoch is not None else int(time.time() * 1000)
+    restarts = 0 if config.first_epoch is None else max(0, epoch - config.first_epoch)
     return EngineCore(
         channel=channel,
         scheduler=scheduler,
         runner=runner,
         welcome=Welcome(PROTOCOL_VERSION, epoch, card, limits),
-        stats=Stats(card.name, cache.block_size, cache.num_blocks - 1),
+        stats=Stats(card.name, cache.block_size, cache.num_blocks - 1, restarts),
         clock=time.monotonic,
         step_time=_rehearse(adapter),
         grammars=grammars,

@@ -22,6 +22,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     revision: str | None = None
     served_model_name: str | None = None
     epoch: int | None = None  # counted by the supervisor; an engine alone takes the time
+    first_epoch: int | None = None  # where the supervisor began to count
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     load_format: Literal["auto", "dummy"] = "auto"

@@ -106,6 +106,7 @@ class EngineCore(Generic[Pending]):
         self._shelf = Shelf(resume_grace_s)
         self._step = 0
         self._metrics_s = 0.0
+        self._metrics_serial = 0
         self._was_idle = True
         self._was_full = False
 
@@ -319,6 +320,7 @@ class EngineCore(Generic[Pending]):
     def _launch(self) -> Flight[Pending] | None:
         now_s = self._clock()
         batch = self._scheduler.schedule(now_s)
+        self._stats.scheduled(now_s)
         if batch is None:
             return None
         expected_s = self._step_time.expect(batch.num_tokens)
@@ -356,4 +358,6 @@ class EngineCore(Generic[Pending]):
             self._stats.idle()
         if fell_idle or now_s - self._metrics_s >= METRICS_S:
             self._metrics_s = now_s
-            self._delivery.broadcast(wire.Metrics(self._welcome.epoch, self._stats.snapshot(scheduler)))
+            self._metrics_serial += 1
+            metrics = self._stats.snapshot(scheduler)
+            self._delivery.broadcast(wire.Metrics(self._welcome.epoch, metrics, self._metrics_serial))

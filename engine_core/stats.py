@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from engine_core.request import Request
+from engine_core.request import NO_SLOT, Request
 from engine_core.scheduler import Scheduler
 from protocol.messages import FinishReason
 from protocol.metrics import EngineMetrics
@@ -11,9 +11,12 @@ from protocol.metrics import EngineMetrics
 class Stats:
     """Cumulative since the engine started. Tokens count when they are made, replayed ones not again."""
 
-    def __init__(self, model_name: str, block_size: int, num_blocks: int) -> None:
+    def __init__(self, model_name: str, block_size: int, num_blocks: int, restarts: int = 0) -> None:
+        """`restarts` is how many engines there were before this one."""
         self._metrics = EngineMetrics(model_name, block_size, num_blocks)
+        self._metrics.counters["tokenwire_engine_restarts_total"] = restarts
         self._last_step_s: float | None = None
+        self._leaving: list[tuple[Request, float]] = []  # aborted ones that still hold blocks, and since when
 
     def stepped(self, num_tokens: int, advanced: Iterable[Request], now_s: float) -> None:
         """A step of `num_tokens` gave one token each to `advanced`."""
@@ -25,8 +28,8 @@ class Stats:
                 decoded += 1
                 continue
             first += 1
-            metrics.observe("vllm:time_to_first_token_seconds", now_s - request.arrival_s)
-            if not request.replayed:
+            if not request.replayed:  # else its client had the first token from an earlier engine
+                metrics.observe("vllm:time_to_first_token_seconds", now_s - request.arrival_s)
                 metrics.counters["vllm:prompt_tokens_total"] += request.prompt_len
         metrics.counters["vllm:generation_tokens_total"] += first + decoded
         if decoded and self._last_step_s is not None:
@@ -42,6 +45,8 @@ class Stats:
         metrics = self._metrics
         metrics.finished[_reason(request)] += 1
         if request.finish is None:
+            if request.failure is None:
+                self._aborted(request, now_s)
             return
         first = request.first
         first_token_s = request.first_token_s if request.first_token_s is not None else now_s
@@ -51,6 +56,21 @@ class Stats:
         metrics.observe("vllm:e2e_request_latency_seconds", now_s - request.arrival_s)
         metrics.observe("vllm:request_prompt_tokens", request.prompt_len)
         metrics.observe("vllm:request_generation_tokens", request.out_len)
+
+    def scheduled(self, now_s: float) -> None:
+        """The scheduler has taken back what ended requests held, but from those in flight."""
+        if self._leaving:
+            for request, since_s in self._leaving:
+                if request.slot == NO_SLOT:
+                    self._metrics.observe("tokenwire_abort_to_free_seconds", now_s - since_s)
+            self._leaving = [each for each in self._leaving if each[0].slot != NO_SLOT]
+
+    def _aborted(self, request: Request, now_s: float) -> None:
+        self._metrics.counters["tokenwire_aborts_total"] += 1
+        if request.slot == NO_SLOT:
+            self._metrics.observe("tokenwire_abort_to_free_seconds", 0.0)
+        else:
+            self._leaving.append((request, now_s))
 
     def snapshot(self, scheduler: Scheduler) -> EngineMetrics:
         """Everything up to now. It goes on changing: for sending at once."""

@@ -256,10 +256,12 @@ class Dying(Struct, tag=22, frozen=True, array_like=True, omit_defaults=True, gc
 
 
 class Metrics(Struct, tag=23, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """The engine's figures, sent twice a second and whenever it falls idle."""
+    """The engine's figures, sent twice a second and whenever it falls idle. `serial` counts them: all frontends get the
+    same ones, though not at the same moment."""
 
     epoch: Epoch
     metrics: EngineMetrics
+    serial: int = 0
 
 
 class Cancelled(Struct, tag=24, frozen=True, array_like=True, omit_defaults=True, gc=False):

@@ -2,7 +2,7 @@
 dashboards, scalers and recording rules work unchanged. Who shows them, and how, is the frontend's affair."""
 
 from bisect import bisect_left
-from typing import Final
+from typing import Final, Self
 
 from msgspec import Struct, field
 
@@ -13,6 +13,7 @@ _TTFT: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75
                 80.0, 160.0)  # fmt: skip
 _ITL: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
                10.0, 20.0, 40.0, 80.0)  # fmt: skip
+_FREEING: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STEP_TOKENS: Final = tuple(float(2**power) for power in range(15))
 
 GAUGES: Final = {
@@ -26,6 +27,8 @@ COUNTERS: Final = {
     "vllm:num_preemptions_total": "Sequences that gave their blocks back and were computed again.",
     "vllm:prefix_cache_queries_total": "Tokens looked up in the prefix cache.",
     "vllm:prefix_cache_hits_total": "Tokens found in the prefix cache.",
+    "tokenwire_engine_restarts_total": "Starts of the engine core after its first.",
+    "tokenwire_aborts_total": "Sequences ended early because nobody wanted the rest.",
 }
 FINISHED: Final = "vllm:request_success_total"
 FINISHED_HELP: Final = "Sequences that ended, by how."
@@ -42,6 +45,7 @@ HISTOGRAMS: Final = {
     "vllm:request_prompt_tokens": ("Prompt tokens of a sequence.", _TOKENS),
     "vllm:request_generation_tokens": ("Tokens generated for a sequence.", _TOKENS),
     "vllm:iteration_tokens_total": ("Tokens computed in a step.", _STEP_TOKENS),
+    "tokenwire_abort_to_free_seconds": ("From an abort to the return of its blocks.", _FREEING),
 }
 
 
@@ -51,13 +55,23 @@ class Histogram(Struct, array_like=True):
     counts: list[int]
     sum: float = 0.0
 
+    @classmethod
+    def of(cls, bounds: tuple[float, ...]) -> Self:
+        """An empty one."""
+        return cls([0] * (len(bounds) + 1))
+
+    def add(self, other: "Histogram") -> None:
+        """What the other one has seen, too. Both have the same bounds."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+
     def observe(self, bounds: tuple[float, ...], value: float, times: int = 1) -> None:
         self.counts[bisect_left(bounds, value)] += times
         self.sum += value * times
 
 
 def _empty_histograms() -> dict[str, Histogram]:
-    return {name: Histogram([0] * (len(bounds) + 1)) for name, (_, bounds) in HISTOGRAMS.items()}
+    return {name: Histogram.of(bounds) for name, (_, bounds) in HISTOGRAMS.items()}
 
 
 class EngineMetrics(Struct, array_like=True):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
+import zmq
+
 from engine_core.batch import Batch
 from engine_core.cache.blocks import BlockPool
 from engine_core.cache.prefix import PrefixIndex
@@ -144,6 +146,14 @@ class MadeUpEngine:
 
     def _end(self) -> None:
         self.device.gate.set()
+        self._wake()
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive()
         self.channel.close()
+
+    def _wake(self) -> None:
+        """An idle core looks up once a second, or when something comes in: an empty frame, which is no command."""
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+            socket.setsockopt(zmq.LINGER, 100)
+            socket.connect(self.channel.endpoint)
+            socket.send(b"")

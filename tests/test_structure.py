@@ -24,7 +24,9 @@ ALLOWED = {
 # Policy without I/O: plain classes fed with events and a clock, fit for a deterministic simulation.
 PURE = (
     "api_server/detokenize.py",
+    "api_server/exposition.py",
     "api_server/stop.py",
+    "api_server/tallies.py",
     "api_server/text.py",
     *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("api_server/parsing/*.py"))),
     "engine_core/batch.py",

@@ -4,8 +4,8 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api_server.exposition import CONTENT_TYPE
 from api_server.frontend import Frontend, frontend
-from api_server.metrics import CONTENT_TYPE
 from api_server.respond import JsonResponse
 from api_server.schema.health import Alive, EngineHealth, Health, Versions
 from protocol.messages import PROTOCOL_VERSION

@@ -25,11 +25,14 @@ Handler = Callable[[Request], Awaitable[Any]]
 class LiveServer:
     """Serves `endpoints` beside the health routes while in the `with`."""
 
-    def __init__(self, endpoints: Sequence[Endpoint] = (), **settings: Any) -> None:
+    def __init__(
+        self, endpoints: Sequence[Endpoint] = (), *, listener: socket.socket | None = None, **settings: Any
+    ) -> None:
+        """`listener` is one that others listen on, too."""
         config = Config(**{"engine": NOWHERE, **settings})
         self.app = create_app(config, endpoints=(*HEALTH, *endpoints))
         self.frontend: Frontend = self.app.state.frontend
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", 0)) if listener is None else listener.dup()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)  # as the supervisor's
         self.port: int = self._listener.getsockname()[1]
         self.server: FrontendServer | None = None

@@ -157,7 +157,7 @@ async def test_a_stop_is_a_success(endpoint: str) -> None:
                 stream.stop(0, 1)
                 assert stream.finished
             await until(lambda: engine.scheduler.idle)
-            await until(lambda: client.metrics.finished["stop"] == 1)
+            await until(lambda: client.told.metrics.finished["stop"] == 1)
 
 
 async def test_engine_death_ends_streams_and_the_next_engine_serves(endpoint: str) -> None:

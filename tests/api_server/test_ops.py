@@ -122,7 +122,9 @@ def test_metrics_are_prometheus_text(endpoint: str, server: LiveServer) -> None:
     families = {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
     assert families["vllm:time_to_first_token_seconds"].type == "histogram"
     assert families["vllm:request_success"].type == "counter"
-    assert {sample.labels["engine"] for family in families.values() for sample in family.samples} == {"0"}
+    samples = [sample for family in families.values() for sample in family.samples]
+    of_engine = [sample for sample in samples if sample.name.startswith("vllm:")]
+    assert {(sample.labels["engine"], sample.labels["model_name"]) for sample in of_engine} == {("0", "")}
 
 
 def test_version(server: LiveServer) -> None:

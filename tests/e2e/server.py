@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -61,6 +62,18 @@ def descendants(pid: int) -> dict[int, str]:
             except OSError:
                 continue
             todo.append(child)
+    return found
+
+
+def sockets_of(pid: int) -> set[str]:
+    """The inodes of a process's sockets; none if it has ended."""
+    found = set()
+    with suppress(FileNotFoundError):
+        for descriptor in list(Path(f"/proc/{pid}/fd").iterdir()):
+            with suppress(FileNotFoundError):  # closed meanwhile
+                target = os.readlink(descriptor)
+                if target.startswith("socket:["):
+                    found.add(target)
     return found
 
 

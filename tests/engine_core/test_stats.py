@@ -1,12 +1,13 @@
 from engine_core.cache.blocks import BlockPool
 from engine_core.request import Request
-from engine_core.scheduler import Scheduler
+from engine_core.scheduler import Sampled, Scheduler
 from engine_core.stats import Stats
 from protocol.messages import FinishReason
 from protocol.metrics import HISTOGRAMS, EngineMetrics
 from protocol.sampling import SamplingParams
 
 TTFT = "vllm:time_to_first_token_seconds"
+FREEING = "tokenwire_abort_to_free_seconds"
 ITL = "vllm:inter_token_latency_seconds"
 
 
@@ -63,6 +64,7 @@ def test_replayed_prompts_are_not_counted_again() -> None:
     metrics = stats.snapshot(idle_scheduler())
     assert metrics.counters["vllm:prompt_tokens_total"] == 0
     assert metrics.counters["vllm:generation_tokens_total"] == 1
+    assert observed(metrics, TTFT) == 0
 
 
 def test_aborts_and_failures_are_told_apart() -> None:
@@ -71,6 +73,36 @@ def test_aborts_and_failures_are_told_apart() -> None:
     stats.ended(aborted, 1.0)
     stats.ended(failed, 1.0)
     assert stats.snapshot(idle_scheduler()).finished == {"stop": 0, "length": 0, "abort": 1, "error": 1}
+
+
+def test_an_abort_is_timed_until_its_blocks_are_back() -> None:
+    stats, scheduler = Stats("m", 16, 10), idle_scheduler()
+    queued, running, failed = request(), request(), request()
+    for each in (queued, running, failed):
+        scheduler.add(each)
+    scheduler.end(queued)
+    stats.ended(queued, 1.0)
+    batch = scheduler.schedule(2.0)
+    assert batch is not None
+    failed.failure = ("internal_error", "why")
+    for each in (running, failed):
+        scheduler.end(each)
+        stats.ended(each, 2.5)
+    assert scheduler.schedule(3.0) is None  # the step in flight still uses them
+    stats.scheduled(3.0)
+    assert observed(stats.snapshot(scheduler), FREEING) == 1
+    scheduler.commit(batch, [Sampled(1), Sampled(1)], 4.0)
+    assert scheduler.schedule(4.5) is None
+    stats.scheduled(4.5)
+    stats.scheduled(9.0)
+    metrics = stats.snapshot(scheduler)
+    assert (observed(metrics, FREEING), metrics.histograms[FREEING].sum) == (2, 2.0)
+    assert metrics.counters["tokenwire_aborts_total"] == 2
+
+
+def test_restarts_are_known_from_the_start() -> None:
+    counters = Stats("m", 16, 10, 3).snapshot(idle_scheduler()).counters
+    assert counters["tokenwire_engine_restarts_total"] == 3
 
 
 def test_buckets_hold_their_upper_bounds() -> None:

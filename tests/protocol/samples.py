@@ -94,7 +94,7 @@ EVENTS: list[wire.Event] = [
     ),
     wire.Failed(3, [7, 8], "engine_crash", "it died"),
     wire.Dying(3, "out of memory"),
-    wire.Metrics(3, METRICS),
+    wire.Metrics(3, METRICS, 41),
     wire.Cancelled(3, "chatcmpl-1", True),
     wire.Attached(3, "chatcmpl-1", b"meta", 2, [4]),
     wire.Unknown(3, "chatcmpl-1"),
