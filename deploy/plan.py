@@ -15,6 +15,7 @@ from deploy.options import BUILT_IN_MODEL
 from deploy.settings import Settings
 from deploy.sockets import ENGINE_SOCKET, listen, run_folder
 from deploy.supervisor import Plan
+from protocol.handover import Passage, passage
 
 ENGINE_COMMAND: Final = (sys.executable, "-m", "engine_core")
 API_COMMAND: Final = (sys.executable, "-m", "api_server")
@@ -24,14 +25,15 @@ CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 @contextmanager
 def prepared(settings: Settings, environ: Mapping[str, str], version: str) -> Iterator[Plan]:
-    """The plan of the command, with its socket and folder for as long as it runs. Raises CannotStart."""
+    """The plan of the command, with its sockets and folder for as long as it runs. Raises CannotStart."""
     with ExitStack() as stack:
         match settings.command:
             case "serve":
                 listener = stack.enter_context(listen(settings["host"], settings.integer("port")))
                 folder = stack.enter_context(run_folder(settings.get("run-dir"), environ))
                 endpoint = f"ipc://{folder / ENGINE_SOCKET}"
-                yield _serve(settings, environ, version, listener, folder, endpoint)
+                frontends = _frontends(settings, environ, listener, endpoint, stack)
+                yield _serve(settings, environ, version, listener, folder, endpoint, frontends)
             case "engine":
                 folder = stack.enter_context(run_folder(settings.get("run-dir"), environ))
                 health = settings.get("health-port")
@@ -39,16 +41,23 @@ def prepared(settings: Settings, environ: Mapping[str, str], version: str) -> It
                 yield _engine_only(settings, environ, version, folder, socket)
             case _:
                 listener = stack.enter_context(listen(settings["host"], settings.integer("port")))
-                yield _api_only(settings, environ, version, listener)
+                frontends = _frontends(settings, environ, listener, settings["engine"], stack)
+                yield _api_only(settings, version, listener, frontends)
 
 
 def _serve(
-    settings: Settings, environ: Mapping[str, str], version: str, listener: socket.socket, folder: Path, endpoint: str
+    settings: Settings,
+    environ: Mapping[str, str],
+    version: str,
+    listener: socket.socket,
+    folder: Path,
+    endpoint: str,
+    frontends: tuple[ChildSpec, ...],
 ) -> Plan:
     return Plan(
         banner=f"tokenwire {version} serves {_name(settings)} at {_url(listener)}",
         engine=_engine(settings, environ, endpoint, folder),
-        frontends=_frontends(settings, environ, listener, endpoint),
+        frontends=frontends,
         frontend_limit_s=max(settings.seconds("shutdown-timeout"), settings.seconds("drain-grace")),
     )
 
@@ -64,7 +73,7 @@ def _engine_only(
             "TOKENWIRE_LISTEN_FD": str(health.fileno()),
             "TOKENWIRE_HEALTH_ONLY": "true",
         }
-        probes = (_frontend("health frontend", variables, health, environ),)
+        probes = (_frontend("health frontend", variables, (health.fileno(),), environ),)
     told = "" if health is None else f", health at {_url(health)}"
     return Plan(
         banner=f"tokenwire {version} runs an engine core of {_name(settings)} at {endpoint}{told}",
@@ -76,11 +85,10 @@ def _engine_only(
     )
 
 
-def _api_only(settings: Settings, environ: Mapping[str, str], version: str, listener: socket.socket) -> Plan:
-    endpoint = settings["engine"]
+def _api_only(settings: Settings, version: str, listener: socket.socket, frontends: tuple[ChildSpec, ...]) -> Plan:
     return Plan(
-        banner=f"tokenwire {version} serves the engine at {endpoint} at {_url(listener)}",
-        frontends=_frontends(settings, environ, listener, endpoint),
+        banner=f"tokenwire {version} serves the engine at {settings['engine']} at {_url(listener)}",
+        frontends=frontends,
         frontend_limit_s=max(settings.seconds("shutdown-timeout"), settings.seconds("drain-grace")),
     )
 
@@ -94,21 +102,30 @@ def _engine(settings: Settings, environ: Mapping[str, str], endpoint: str, folde
 
 
 def _frontends(
-    settings: Settings, environ: Mapping[str, str], listener: socket.socket, endpoint: str
+    settings: Settings, environ: Mapping[str, str], listener: socket.socket, endpoint: str, stack: ExitStack
 ) -> tuple[ChildSpec, ...]:
+    """One spec per place, whose frontends follow each other; `stack` keeps the passages between them."""
     variables = settings.variables_for("api") | {
         "TOKENWIRE_ENGINE": endpoint,
         "TOKENWIRE_LISTEN_FD": str(listener.fileno()),
     }
     count = settings.integer("api-workers")
-    names = (f"frontend {slot + 1}" if count > 1 else "frontend" for slot in range(count))
-    return tuple(_frontend(name, variables, listener, environ) for name in names)
+    names = [f"frontend {slot + 1}" if count > 1 else "frontend" for slot in range(count)]
+    return tuple(_successive(name, variables, listener, stack.enter_context(passage()), environ) for name in names)
+
+
+def _successive(
+    name: str, variables: Mapping[str, str], listener: socket.socket, way: Passage, environ: Mapping[str, str]
+) -> ChildSpec:
+    ends = {"TOKENWIRE_GIVE_FD": str(way.give.fileno()), "TOKENWIRE_TAKE_FD": str(way.take.fileno())}
+    descriptors = (listener.fileno(), way.give.fileno(), way.take.fileno())
+    return _frontend(name, {**variables, **ends}, descriptors, environ)
 
 
 def _frontend(
-    name: str, variables: Mapping[str, str], listener: socket.socket, environ: Mapping[str, str]
+    name: str, variables: Mapping[str, str], descriptors: tuple[int, ...], environ: Mapping[str, str]
 ) -> ChildSpec:
-    return ChildSpec(name, API_COMMAND, variables, (listener.fileno(),), FRONTEND_DEFAULTS | dict(environ))
+    return ChildSpec(name, API_COMMAND, variables, descriptors, FRONTEND_DEFAULTS | dict(environ))
 
 
 def _name(settings: Settings) -> str:
