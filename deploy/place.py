@@ -59,12 +59,13 @@ class Place:
         return await answer
 
     async def _replace(self, child: Child) -> Child:
-        """Who serves here from now on: the successor, if it comes up."""
+        """Who serves here from now on: the successor, if it comes up before it is too late, or nobody serves."""
         answer = self._asked.result()
         self._asked = asyncio.get_running_loop().create_future()
         successor = self._successor = await self._start(self._spec, {SUCCESSOR_VARIABLE: "true"})
+        either: set[asyncio.Future[Any]] = {successor.told, child.end}
         try:
-            await asyncio.wait({successor.told}, timeout=self._start_limit_s)
+            await asyncio.wait(either, timeout=self._start_limit_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not successor.ready:
                 successor.kill()
@@ -79,6 +80,11 @@ class Place:
         late = not successor.told.done()
         code = await successor.wait()
         self._successor = None
-        fate = f"was not ready within {self._start_limit_s:g} s" if late else f"{describe(code)} before it was ready"
-        answer.set_exception(NotReplaced(f"{self._spec.name} (pid {successor.pid}) {fate}"))
+        if child.ended:
+            why = f"{self._spec.name} (pid {child.pid}) died while its successor started"
+        elif late:
+            why = f"{self._spec.name} (pid {successor.pid}) was not ready within {self._start_limit_s:g} s"
+        else:
+            why = f"{self._spec.name} (pid {successor.pid}) {describe(code)} before it was ready"
+        answer.set_exception(NotReplaced(why))
         return child
