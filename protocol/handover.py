@@ -9,7 +9,7 @@ import array
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 RETIRE: Final = signal.SIGUSR2  # to a frontend: another one serves in its place now
@@ -49,8 +49,10 @@ def give(end: socket.socket, descriptor: int, *, kept: bool) -> bool:
 
 def take(end: socket.socket) -> tuple[socket.socket, bool] | None:
     """The next connection and whether it was kept, or None if there is none now."""
-    with suppress(OSError):
+    try:
         data, descriptors, _, _ = socket.recv_fds(end, 1, 1)
-        if descriptors:  # else there was no room for another descriptor, and it is closed
-            return socket.socket(fileno=descriptors[0]), data == _KEPT
-    return None
+    except OSError:
+        return None
+    if not descriptors:  # there was no room for another one here, and the connection is closed
+        return None
+    return socket.socket(fileno=descriptors[0]), data == _KEPT
