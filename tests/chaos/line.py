@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from typing import Any, Final
+from typing import Any, Final, Self
 
 PATIENCE_S: Final = 60.0
 
@@ -25,7 +25,7 @@ class Reply:
 
 
 class Line:
-    """At most one connection at a time; a new one only at first and after `Connection: close`."""
+    """At most one connection at a time; a new one only at first and after `Connection: close`. Closed after a `with`."""
 
     def __init__(self, port: int) -> None:
         self.connects = 0
@@ -57,6 +57,12 @@ class Line:
         if self._ends is not None:
             self._ends[1].close()
             self._ends = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 async def _read(reader: asyncio.StreamReader) -> Reply:

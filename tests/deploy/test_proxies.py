@@ -89,6 +89,7 @@ def idle(site: Site) -> bool:
 def test_a_stream_arrives_token_by_token(proxy: Proxy, site: Site) -> None:
     until(lambda: idle(site))
     connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=DEADLINE_S)
+    site.device.rations = threading.Semaphore(0)
     site.device.scarce = True
     try:
         connection.request("POST", COMPLETIONS, json.dumps({**BODY, "max_tokens": 6}))
@@ -149,19 +150,17 @@ async def roll(proxy: Proxy, server: Frontends, times: int) -> int:
 
     async def stream(*, keep: bool) -> None:
         nonlocal streams
-        line = Line(proxy.port)
-        while not stopping:
-            whole(await line.post(COMPLETIONS, BODY))
-            streams += 1
-            if not keep:
-                line.close()
-        line.close()
+        with Line(proxy.port) as line:
+            while not stopping:
+                whole(await line.post(COMPLETIONS, BODY))
+                streams += 1
+                if not keep:
+                    line.close()
 
     async def ask() -> None:
-        line = Line(proxy.port)
-        while not stopping:
-            assert (await line.get("/v1/models")).status == 200
-        line.close()
+        with Line(proxy.port) as line:
+            while not stopping:
+                assert (await line.get("/v1/models")).status == 200
 
     async with asyncio.TaskGroup() as group:
         for number in range(16):
@@ -207,12 +206,11 @@ def kill(server: Frontends) -> None:
 async def ask(proxy: Proxy, times: int) -> None:
     """Requests one after the other, none of which may fail; the first can be repeated without harm."""
     for number in range(times):
-        line = Line(proxy.port)
-        if number:
-            whole(await line.post(COMPLETIONS, {**BODY, "max_tokens": 2}))
-        else:
-            assert (await line.get("/v1/models")).status == 200
-        line.close()
+        with Line(proxy.port) as line:
+            if number:
+                whole(await line.post(COMPLETIONS, {**BODY, "max_tokens": 2}))
+            else:
+                assert (await line.get("/v1/models")).status == 200
 
 
 def test_a_dead_server_is_taken_out_and_comes_back(kind: type[Proxy], site: Site, tmp_path: Path) -> None:
