@@ -25,7 +25,7 @@ class Reply:
 
 
 class Line:
-    """At most one connection at a time; a new one only at first and after `Connection: close`. Closed after a `with`."""
+    """At most one connection at a time; a new one only at first and after `Connection: close`. `with` closes it."""
 
     def __init__(self, port: int) -> None:
         self.connects = 0

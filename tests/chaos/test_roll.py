@@ -67,7 +67,7 @@ class Clients:
                 self.probes += 1
                 if not keep:
                     line.close()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
 
     async def wake(self) -> None:
         """Those that rest from one roll to the next still have the connection they began with."""
