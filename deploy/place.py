@@ -72,7 +72,7 @@ class Place:
         if successor.ready and not successor.ended:
             self._child, self._successor = successor, None
             self._replaced.add(child)
-            child.end.add_done_callback(lambda _: self._replaced.discard(child))
+            child.end.add_done_callback(lambda end: self._left(child, end))
             child.retire()
             logger.info("%s: pid %d has taken over from pid %d", self._spec.name, successor.pid, child.pid)
             answer.set_result(child)
@@ -88,3 +88,9 @@ class Place:
             why = f"{self._spec.name} (pid {successor.pid}) {describe(code)} before it was ready"
         answer.set_exception(NotReplaced(why))
         return child
+
+    def _left(self, child: Child, end: "asyncio.Task[int]") -> None:
+        """One that was replaced has ended, well or not."""
+        self._replaced.discard(child)
+        if not end.cancelled() and (code := end.result()):
+            logger.warning("%s (pid %d), replaced before, %s", self._spec.name, child.pid, describe(code))
