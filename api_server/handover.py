@@ -29,20 +29,21 @@ class MovableHttp(BoundedHttp):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def move(self, end: socket.socket) -> None:
-        """Gives the connection away if it is at rest and there is room."""
-        if not self._rests:
-            return
-        descriptor = self.transport.get_extra_info("socket").fileno()
-        if handover.give(end, descriptor, kept=self.kept or bool(self.cycle)):
-            self.transport.close()  # this process's own descriptor: the connection stays open
-
     @property
-    def _rests(self) -> bool:
+    def rests(self) -> bool:
         """Every request has been answered, the answers have gone out, and no byte of another has come."""
         answered = self.cycle is None or self.cycle.response_complete
-        begun = self._unread or self.transport.get_write_buffer_size()
-        return self._phase is _Phase.HEAD and answered and not begun and not self.transport.is_closing()
+        if not answered or self._phase is not _Phase.HEAD or self._unread:
+            return False
+        return not self.transport.is_closing() and self.transport.get_write_buffer_size() == 0
+
+    def move(self, end: socket.socket) -> bool:
+        """Gives the connection away. False if there is no room for it now."""
+        descriptor = self.transport.get_extra_info("socket").fileno()
+        if not handover.give(end, descriptor, kept=self.kept or bool(self.cycle)):
+            return False
+        self.transport.close()  # this process's own descriptor: the connection stays open
+        return True
 
 
 class Handover:
@@ -67,10 +68,10 @@ class Handover:
         asyncio.get_running_loop().remove_reader(self._take.fileno())
 
     def move(self, connections: Iterable[object]) -> None:
-        """Gives away those at rest."""
+        """Gives away those at rest, as far as there is room."""
         for connection in list(connections):
-            if isinstance(connection, MovableHttp):
-                connection.move(self._give)
+            if isinstance(connection, MovableHttp) and connection.rests and not connection.move(self._give):
+                return
 
     def close(self) -> None:
         self.stop_taking()

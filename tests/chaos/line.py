@@ -4,7 +4,7 @@ import asyncio
 import json
 from typing import Any, Final, Self
 
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 120.0
 
 
 class Reply:

@@ -14,7 +14,7 @@ from tests.e2e.server import Server, alive, descendants, until
 ROLLS = 20
 STREAMS = 64
 TOKENS = 24
-ROLL_S = 60.0  # what one roll may take on a busy machine
+ROLL_S = 120.0  # what one roll may take on a busy machine
 FRONTENDS = 2
 
 
@@ -114,5 +114,5 @@ def test_twenty_rolls_under_sixty_four_streams(server: Server) -> None:
     assert (server.pid_of("engine_core"), server.engine()["epoch"]) == (engine, epoch)
     pids = descendants(server.process.pid)
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(60) == 0
+    assert server.process.wait(120) == 0
     until(lambda: not any(alive(pid) for pid in pids))

@@ -169,7 +169,7 @@ async def roll(proxy: Proxy, server: Frontends, times: int) -> int:
         begun = server.log().count("rolled: all")
         for number in range(begun + 1, begun + times + 1):
             server.process.send_signal(signal.SIGHUP)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 while server.log().count("rolled: all") < number:
                     await asyncio.sleep(0.02)
         stopping = True

@@ -148,7 +148,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed_during_a_roll(start: Start
     until(lambda: len(pids(supervised, "frontend0")) == 2)
     supervised.process.kill()
     supervised.wait()
-    until(lambda: supervised.running() == [], deadline_s=5.0)
+    until(lambda: supervised.running() == [])
 
 
 @pytest.mark.parametrize(
