@@ -39,7 +39,9 @@ def child(name: str, mode: str) -> int:
 
     def told(number: int, frame: object) -> None:
         signals.append(number)
-        note(name, "told" if number == signal.SIGTERM else "retired")
+        what = "told" if number == signal.SIGTERM else "retired"
+        note(name, what)
+        note(f"{name}.{os.getpid()}", what)
 
     signal.signal(signal.SIGTERM, told)
     signal.signal(signal.SIGUSR2, told)

@@ -132,7 +132,8 @@ def test_a_signal_reaches_those_that_have_been_replaced(start: Start) -> None:
     taken_over(supervised, "frontend0")
     until(lambda: (supervised.folder / "frontend0.retired").exists())
     supervised.signal(signal.SIGTERM)
-    until(lambda: (supervised.folder / "frontend0.told").exists())
+    for pid in pids(supervised, "frontend0"):
+        until(lambda pid=pid: (supervised.folder / f"frontend0.{pid}.told").exists())  # type: ignore[misc]
     supervised.signal(signal.SIGTERM)
     assert supervised.wait() == 0
     assert supervised.running() == []
