@@ -63,10 +63,19 @@ class LiveServer:
 
     def stop(self) -> None:
         """A signal's effect; the second one means now."""
-        assert self.loop is not None
         assert self.server is not None
-        with contextlib.suppress(RuntimeError):  # the loop has ended already
-            self.loop.call_soon_threadsafe(self.server.stop)
+        self.call(self.server.stop)
+
+    def retire(self) -> None:
+        """The effect of the supervisor's signal in a roll."""
+        assert self.server is not None
+        self.call(self.server.retire)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """In the server's loop, if it has not ended already."""
+        assert self.loop is not None
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(function)
 
     def join(self) -> None:
         self._thread.join(DEADLINE_S)
