@@ -20,6 +20,7 @@ import asyncio
 import re
 import secrets
 import sys
+from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from types import SimpleNamespace
@@ -33,14 +34,16 @@ from api_server.config import Config
 from api_server.errors import ApiError
 from api_server.extent import SLICE, Chunked, Sized
 from api_server.handshake import LINE_MAX, is_handshake
+from api_server.lightweight import Flow, Signal
 from api_server.stall import Stall
 
 READ_AHEAD: Final = 64 << 10  # bytes of later requests that are kept before reading pauses
-WRITE_BUFFER: Final = 16 << 10  # bytes kept per connection beyond the kernel's own, before a send waits
+WRITE_BUFFER: Final = 0  # bytes kept beyond the kernel's own before the next send waits: small ones cost a lot each
 BODY_SLACK_S: Final = 1.0  # the application's own time limit comes first, and answers better
 LINGER_S: Final = 1.0  # of silence after the last answer: closing over unread bytes would reset it away
 UNREAD_FACTOR: Final = 4  # so many times the body limit is read and dropped then, for as long as a body may take
 
+NONE: Final = deque[Any](maxlen=0)  # uvicorn's requests that wait for their turn: they wait here before they are parsed
 INVALID: Final = "Invalid HTTP request received."
 HEAD_END: Final = re.compile(rb"\r\n\r\n|(?<!\r)\n")  # a bare line feed ends nothing; the parser refuses it
 UPGRADE: Final = re.compile(rb"(?i)(?<=\r\n)upgrade(?=:)")
@@ -60,8 +63,27 @@ class _Phase(Enum):
 class BoundedHttp(HttpToolsProtocol):
     """One connection. `bounds` comes first, so that functools.partial makes uvicorn's protocol factory of it."""
 
+    # With thirty attributes of its own, uvicorn's included, an object's dict would take 2 KB.
+    __slots__ = (
+        "_body",
+        "_body_size",
+        "_bounds",
+        "_dropped",
+        "_keep_alive",
+        "_linger_until_s",
+        "_next",
+        "_opens_socket",
+        "_path",
+        "_phase",
+        "_scanned",
+        "_timer",
+        "_unread",
+        "stall",
+    )
+
     def __init__(self, bounds: Config, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.pipeline = NONE
         self._bounds = bounds
         self._phase = _Phase.HEAD
         self._opens_socket = False  # what the request at hand asks for
@@ -75,19 +97,20 @@ class BoundedHttp(HttpToolsProtocol):
         self._dropped = 0
         self._linger_until_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._stall: Stall | None = None
 
     # ------------------------------------------------------------------------------------------------ the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
         super().connection_made(transport)
+        self.flow = Flow(transport)
+        self.stall = Stall(transport)
         self._arm(self._bounds.header_timeout_s, self._head_late)
 
     def eof_received(self) -> None:
         if self.cycle is not None:
             self._disconnect(self.cycle)
-        self._close()
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = _Phase.LAST
@@ -96,19 +119,10 @@ class BoundedHttp(HttpToolsProtocol):
         self.resume_writing()
         super().connection_lost(exc)
 
-    def timeout_keep_alive_handler(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        """Once all is written; a client that takes nothing of it gets no longer than in the middle of a stream."""
-        if self._stall is None and self.transport.get_write_buffer_size():
-            self._stall = Stall(self.transport, self.loop, self._bounds.stall_timeout_s)
-        self.transport.close()
-
     def _end(self) -> None:
         """A request's way of closing the connection, after its answer."""
         if self._phase is _Phase.ANSWER and not self._unread:
-            self._close()
+            self.transport.close()
         else:
             self._linger()
 
@@ -119,7 +133,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.flow.resume_reading()
         self.transport.write_eof()
         self._linger_until_s = self.loop.time() + self._bounds.body_timeout_s
-        self._arm(LINGER_S, self._close)
+        self._arm(LINGER_S, self.transport.close)
 
     def _disconnect(self, cycle: RequestResponseCycle) -> None:
         """What a request sees of its connection's end."""
@@ -229,7 +243,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._dropped > UNREAD_FACTOR * self._bounds.max_body_size:
             self.flow.pause_reading()
         elif self.loop.time() < self._linger_until_s:
-            self._arm(LINGER_S, self._close)
+            self._arm(LINGER_S, self.transport.close)
 
     # ------------------------------------------------------------------------------------------------ parser's calls
 
@@ -247,6 +261,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._upgrades:
             return
         cycle, transport = self.cycle, self.transport
+        cycle.message_event = Signal()
         cycle.transport = SimpleNamespace(  # type: ignore[assignment]
             write=transport.write, is_closing=transport.is_closing, close=self._end
         )
@@ -278,12 +293,9 @@ class BoundedHttp(HttpToolsProtocol):
         """From here on the connection is the socket's, and so is what came early."""
         self._phase = _Phase.LAST
         early, self._unread = bytes(self._unread), bytearray()
-        stalled = self._stall is not None
-        if self._stall is not None:
-            self._stall.cancel()
         super().handle_websocket_upgrade()
         protocol = cast(asyncio.Protocol, self.transport.get_protocol())
-        if stalled:
+        if self.flow.write_paused:
             protocol.pause_writing()  # the answer to an earlier request is still going out
         if early:
             protocol.data_received(early)
@@ -312,7 +324,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _head_late(self) -> None:
         if self.cycle is not None and not self._unread:
-            self._close()  # nothing was asked, and an answer would be taken for that to the next request
+            self.transport.close()  # nothing was asked, and an answer would be taken for that to the next request
             return
         seconds = self._bounds.header_timeout_s
         self._refuse(ApiError("request_timeout", f"The request's headers did not arrive within {seconds:g} s."))
@@ -355,19 +367,6 @@ class BoundedHttp(HttpToolsProtocol):
         ]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return STATUS_LINE[error.status] + lines + b"\r\n" + body
-
-    # ------------------------------------------------------------------------------------------------ stalled readers
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self._stall is None:
-            self._stall = Stall(self.transport, self.loop, self._bounds.stall_timeout_s)
-
-    def resume_writing(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-        super().resume_writing()
 
 
 def _without_upgrade(head: bytes) -> bytes:

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, cast
@@ -24,7 +25,9 @@ from starlette.applications import Starlette
 from api_server.bounds import BoundedHttp
 from api_server.config import Config
 from api_server.frontend import Frontend
+from api_server.stall import Watch, Watched
 from api_server.websocket import MESSAGE_FACTOR, BoundedSocket
+from protocol.listener import bound
 
 KEEP_ALIVE_S: Final = 75  # above the idle limits of common load balancers, or they meet connections just being closed
 FAREWELL_S: Final = 2.0  # for error events and buffers to go out at the end
@@ -71,6 +74,8 @@ class FrontendServer(uvicorn.Server):
         self._frontend = frontend
         self._now = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
+        connections = cast(set[Watched], self.server_state.connections)
+        self._watch = Watch(connections, frontend.config.stall_timeout_s)
 
     def stop(self) -> None:
         """What a signal does: the first one drains, the second ends the drain."""
@@ -87,6 +92,11 @@ class FrontendServer(uvicorn.Server):
         if (descriptor := self._frontend.config.ready_fd) is not None:
             os.write(descriptor, b"1")
             os.close(descriptor)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        self._watch.tick(time.monotonic())
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -138,7 +148,9 @@ def serve(app: Starlette, listen_fd: int | None) -> None:
 def _listener(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
     except OSError as error:
         print(f"api_server: can't listen on port {port}: {error.strerror}", file=sys.stderr)
         sys.exit(COULD_NOT_START)
+    bound(listener)
+    return listener
