@@ -19,23 +19,24 @@ on real sockets hold it to that.
 import asyncio
 import re
 import secrets
-import sys
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from starlette.types import Message, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from api_server.auth import HEALTH_PATHS
 from api_server.config import Config
+from api_server.descriptors import Room
 from api_server.errors import ApiError
 from api_server.extent import SLICE, Chunked, Sized
 from api_server.handshake import LINE_MAX, is_handshake
 from api_server.lightweight import Flow, Signal
 from api_server.stall import Stall
+from api_server.unchunked import unchunked
 
 READ_AHEAD: Final = 64 << 10  # bytes of later requests that are kept before reading pauses
 WRITE_BUFFER: Final = 0  # bytes kept beyond the kernel's own before the next send waits: small ones cost a lot each
@@ -61,13 +62,15 @@ class _Phase(Enum):
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection. `bounds` comes first, so that functools.partial makes uvicorn's protocol factory of it."""
+    """One connection. `bounds` and `room` come first, so that functools.partial makes uvicorn's protocol factory of
+    it. Where there is no room left, a connection is good for the health routes alone."""
 
     # With thirty attributes of its own, uvicorn's included, an object's dict would take 2 KB.
     __slots__ = (
         "_body",
         "_body_size",
         "_bounds",
+        "_crowded",
         "_dropped",
         "_keep_alive",
         "_linger_until_s",
@@ -75,16 +78,19 @@ class BoundedHttp(HttpToolsProtocol):
         "_opens_socket",
         "_path",
         "_phase",
+        "_room",
         "_scanned",
         "_timer",
         "_unread",
         "stall",
     )
 
-    def __init__(self, bounds: Config, **kwargs: Any) -> None:
+    def __init__(self, bounds: Config, room: Room, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.pipeline = NONE
         self._bounds = bounds
+        self._room = room
+        self._crowded = False
         self._phase = _Phase.HEAD
         self._opens_socket = False  # what the request at hand asks for
         self._unread = bytearray()  # not yet the parser's
@@ -106,6 +112,9 @@ class BoundedHttp(HttpToolsProtocol):
         self.flow = Flow(transport)
         self.stall = Stall(transport)
         self._arm(self._bounds.header_timeout_s, self._head_late)
+        self._crowded = len(self.connections) > self._room.served
+        if len(self.connections) > self._room.told:
+            transport.abort()
 
     def eof_received(self) -> None:
         if self.cycle is not None:
@@ -189,6 +198,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._scanned = 0
         del self._unread[:size]
         self._disarm()
+        if self._crowded and self._path not in HEALTH_PATHS:
+            self._refuse(ApiError("queue_full", "As many connections are open as may be."))
+            return False
         self._opens_socket = self.ws_protocol_class is not None and is_handshake(head)
         if self._opens_socket and max(map(len, head.split(b"\r\n"))) > LINE_MAX:
             self._refuse(ApiError("headers_too_large", f"A line of the request's headers exceeds {LINE_MAX} bytes."))
@@ -306,7 +318,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if cycle.scope["http_version"] == "1.0":
-            app = _unchunked(app, cycle)
+            app = unchunked(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
@@ -360,6 +372,7 @@ class BoundedHttp(HttpToolsProtocol):
         body = error.body_for(self._path)
         headers = [
             *self.server_state.default_headers,
+            *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
@@ -373,25 +386,3 @@ def _without_upgrade(head: bytes) -> bytes:
     """The head with its `Upgrade` under another name: a protocol that isn't served is ignored (RFC 9110, 7.8), and
     the body stays a body. The value is left for the parser to check."""
     return UPGRADE.sub(b"ignored-upgrade", head)
-
-
-def _unchunked(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
-    """HTTP/1.0 knows no chunks, and uvicorn sends them all the same: there the end of the connection ends the body."""
-
-    async def plain(scope: Scope, receive: Receive, send: Send) -> None:
-        sized = False
-
-        async def send_plain(message: Message) -> None:
-            nonlocal sized
-            if message["type"] == "http.response.start":
-                sized = any(name.lower() == b"content-length" for name, _ in message["headers"])
-                if not sized:
-                    cycle.chunked_encoding = False
-            elif not sized:
-                more = message.get("more_body", False)
-                cycle.expected_content_length = sys.maxsize if more else len(message.get("body", b""))
-            await send(message)
-
-        await app(scope, receive, send_plain)  # type: ignore[arg-type]
-
-    return plain  # type: ignore[return-value]

@@ -24,6 +24,7 @@ from starlette.applications import Starlette
 
 from api_server.bounds import BoundedHttp
 from api_server.config import Config
+from api_server.descriptors import make_room
 from api_server.frontend import Frontend
 from api_server.stall import Watch, Watched
 from api_server.websocket import MESSAGE_FACTOR, BoundedSocket
@@ -50,7 +51,7 @@ def _uvicorn_settings(config: Config) -> dict[str, Any]:
         "host": config.host,
         "port": config.port,
         "loop": "uvloop",
-        "http": cast(type[asyncio.Protocol], functools.partial(BoundedHttp, config)),
+        "http": cast(type[asyncio.Protocol], functools.partial(BoundedHttp, config, make_room())),
         "ws": "none" if config.health_only else cast(type[asyncio.Protocol], functools.partial(BoundedSocket, config)),
         "ws_max_size": MESSAGE_FACTOR * config.max_body_size,
         "ws_ping_interval": config.keepalive_interval_s,

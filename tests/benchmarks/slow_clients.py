@@ -106,6 +106,12 @@ def resident(pids: Sequence[int]) -> list[int]:
     return [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE for pid in pids]
 
 
+def computed_s(pids: Sequence[int]) -> list[float]:
+    """Processor time so far, by process."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return [(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") for fields in stats]
+
+
 def kernel_memory() -> int:
     """Bytes that the kernel holds for all TCP sockets of the machine."""
     [line] = [line for line in Path("/proc/net/sockstat").read_text().splitlines() if line.startswith("TCP:")]
@@ -151,9 +157,10 @@ async def never_reading(port: int, arguments: argparse.Namespace, names: dict[st
     tasks = [asyncio.create_task(stream.run()) for stream in normal]
     while not all(len(stream.came_s) > 100 for stream in normal):
         await asyncio.sleep(0.1)
-    begin_s = time.monotonic()
+    begin_s, cpu = time.monotonic(), [computed_s(pids)]
     await asyncio.sleep(arguments.quiet_s)
     before, before_kernel, quiet_end_s = resident(pids), kernel_memory(), time.monotonic()
+    cpu.append(computed_s(pids))
     slow = []
     for _ in range(arguments.clients):
         client = socket.socket()
@@ -165,6 +172,7 @@ async def never_reading(port: int, arguments: argparse.Namespace, names: dict[st
     while (await engine_state(port))["running"] < arguments.clients:
         await asyncio.sleep(0.1)
     peak, peak_kernel, loud_s = before, before_kernel, time.monotonic()
+    cpu.append(computed_s(pids))
     running = arguments.clients + arguments.normal
     while running > arguments.normal + arguments.clients // 100:
         await asyncio.sleep(0.5)
@@ -172,21 +180,27 @@ async def never_reading(port: int, arguments: argparse.Namespace, names: dict[st
         peak_kernel = max(peak_kernel, kernel_memory())
         running = (await engine_state(port))["running"]
     end_s = time.monotonic()
-    quiet, loud = gaps_ms(normal, begin_s, quiet_end_s), gaps_ms(normal, loud_s, end_s)
+    cpu.append(computed_s(pids))
+    spans = {"before": (begin_s, quiet_end_s), "during": (loud_s, end_s), "its first 10 s": (loud_s, loud_s + 10)}
+    gaps = {name: gaps_ms(normal, *span) for name, span in spans.items()}
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     for client in slow:
         client.close()
     print(f"{arguments.clients} clients that never read, {arguments.tokens} tokens each, in {end_s - loud_s:.0f} s")
-    for name, old, new in zip(names, before, peak, strict=True):
-        print(f"  {name:12} {old / 1e6:7.1f} MB, grew by {(new - old) / 1e6:6.1f} MB")
+    for name, old, new, spent in zip(names, before, peak, zip(*cpu, strict=True), strict=True):
+        quiet, loud = (spent[1] - spent[0]) / (quiet_end_s - begin_s), (spent[3] - spent[2]) / (end_s - loud_s)
+        print(
+            f"  {name:12} {old / 1e6:7.1f} MB, grew by {(new - old) / 1e6:6.1f} MB;"
+            f" {quiet:4.0%} of a core, then {loud:4.0%}"
+        )
     print(f"  {'together':12} {sum(before) / 1e6:7.1f} MB, grew by {(sum(peak) - sum(before)) / 1e6:6.1f} MB")
     print(f"  kernel, TCP: {before_kernel / 1e6:7.1f} MB, grew by {(peak_kernel - before_kernel) / 1e6:6.1f} MB")
     print(f"  gaps of {arguments.normal} streams, ms:    p50    p99    max")
-    for name, values in (("before", quiet), ("during", loud)):
+    for name, values in gaps.items():
         print(f"  {name:25}" + "".join(f" {value:6.1f}" for value in values))
-    print(f"  ratio at p99: {loud[1] / quiet[1]:.2f}")
+    print(f"  ratio at p99: {gaps['during'][1] / gaps['before'][1]:.2f}")
 
 
 # ---------------------------------------------------------------------------------------------------- waiting
@@ -290,7 +304,12 @@ def system(workers: int, *engine_settings: float) -> Iterator[tuple[int, int, in
 
 def measure(arguments: argparse.Namespace, part: str) -> None:
     if part == "slow":
-        settings = (arguments.step_ms / 1e3, 0.0, arguments.clients + arguments.normal, arguments.tokens)
+        settings = (
+            arguments.step_ms / 1e3,
+            arguments.step_ms / 1e3,
+            arguments.clients + arguments.normal,
+            arguments.tokens,
+        )
     else:
         settings = (arguments.idle_s / 5, arguments.idle_s, arguments.open, 1000)
     with system(arguments.workers, *settings) as (port, engine, supervisor):
