@@ -6,6 +6,22 @@ The first part has some streams that are read, and then a thousand whose clients
 are not closed for it: how much every process grows, what the kernel keeps for their sockets, and how much later the
 tokens of the streams that are read come. The second part opens ten thousand streams that get a token every few seconds
 and are read: what each of them costs the frontend.
+
+Two shared cores, one worker, MB by which a thousand that never read made each grow:
+
+| | frontend | engine | together | kernel's sockets |
+|---|---|---|---|---|
+| a write buffer of 16 KiB, numbers in mailboxes, `SO_SNDBUF` alone | 255 | 50 | 305 | 148 |
+| no write buffer, four bytes a token, `TCP_NOTSENT_LOWAT`, a timer for each stalled one no more | 54 | 49 | 103 | 37 |
+
+The engine's 50 MB are its log of the tokens, 16 KB a request, and what it keeps of the blocks they are in. A write that
+the kernel did not take costs uvloop about 1 KB beside its 250 bytes; merged tokens were numbers of 40 bytes each.
+
+Of open streams, KB of the frontend's memory each, in a worker of 57 MB without any: 32.3 (10,000 of them) before, and
+29.3 (3,000) with attributes in slots and without two asyncio.Events and a deque per connection, 2.9 KB in all.
+
+How much later the tokens of the 64 come is not settled: before the changes, at steps of 40 ms and with other work on
+the two cores, p99 was 43.0 ms without the thousand and 73.1 ms beside them; the runs since met much more other work.
 """
 
 import argparse
