@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
@@ -25,10 +26,13 @@ import uvicorn
 from starlette.applications import Starlette
 
 from api_server.acceptor import Acceptor
+from api_server.descriptors import make_room
 from api_server.frontend import Frontend
 from api_server.handover import Handover, MovableHttp
+from api_server.stall import Watch, Watched
 from api_server.websocket import MESSAGE_FACTOR, BoundedSocket
 from protocol.handover import RETIRE
+from protocol.listener import bound
 
 KEEP_ALIVE_S: Final = 75  # above the idle limits of common load balancers, or they meet connections just being closed
 FAREWELL_S: Final = 2.0  # for error events and buffers to go out at the end
@@ -55,7 +59,7 @@ def _uvicorn_settings(frontend: Frontend) -> dict[str, Any]:
         "host": config.host,
         "port": config.port,
         "loop": "uvloop",
-        "http": cast(type[asyncio.Protocol], functools.partial(MovableHttp, config, answers)),
+        "http": cast(type[asyncio.Protocol], functools.partial(MovableHttp, config, answers, make_room())),
         "ws": "none" if config.health_only else cast(type[asyncio.Protocol], socket_protocol),
         "ws_max_size": MESSAGE_FACTOR * config.max_body_size,
         "ws_ping_interval": config.keepalive_interval_s,
@@ -81,6 +85,8 @@ class FrontendServer(uvicorn.Server):
         self._listeners: list[socket.socket] = []
         self._now = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
+        connections = cast(set[Watched], self.server_state.connections)
+        self._watch = Watch(connections, frontend.config.stall_timeout_s)
         self._retiring: asyncio.Task[None] | None = None
         give_fd, take_fd = frontend.config.give_fd, frontend.config.take_fd
         self._handover = Handover(give_fd, take_fd) if give_fd is not None and take_fd is not None else None
@@ -111,6 +117,11 @@ class FrontendServer(uvicorn.Server):
         if (descriptor := self._frontend.config.ready_fd) is not None:
             os.write(descriptor, b"1")
             os.close(descriptor)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        self._watch.tick(time.monotonic())
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -204,7 +215,9 @@ def serve(app: Starlette, listen_fd: int | None) -> None:
 def _listener(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
     except OSError as error:
         print(f"api_server: can't listen on port {port}: {error.strerror}", file=sys.stderr)
         sys.exit(COULD_NOT_START)
+    bound(listener)
+    return listener
