@@ -186,10 +186,11 @@ def test_each_child_is_told_its_own_options_and_keys_stay_off_command_lines(tmp_
         assert frontend.variables["TOKENWIRE_LISTEN_FD"] == str(frontend.descriptors[0])
         own = {f"TOKENWIRE_{end}_FD" for end in ("GIVE", "TAKE")}  # of the passage between those of one place
         assert [int(spec.variables[name]) for spec in (frontend, second) for name in sorted(own)] == [
-            *frontend.descriptors[1:],
-            *second.descriptors[1:],
+            *frontend.descriptors[2:],
+            *second.descriptors[2:],
         ]
-        assert len({*frontend.descriptors, *second.descriptors}) == 5
+        assert frontend.variables["TOKENWIRE_BOARD_FD"] == str(frontend.descriptors[1])
+        assert len({*frontend.descriptors, *second.descriptors}) == 6
         assert second.name == "frontend 2"
         assert {name for name in second.variables if second.variables[name] != frontend.variables[name]} == own
         assert "TOKENWIRE_API_KEY" not in engine.variables
