@@ -96,6 +96,7 @@ def test_the_limit_is_raised_and_where_there_is_no_room_newcomers_are_told(front
     with contextlib.ExitStack() as stack:
         first, *others = crowd(stack, port, SERVED)
         with BareClient(port) as late:
+            late.socket.settimeout(PATIENCE_S)
             late.send(b"POST /v1/completions HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}")
             answer = late.answer()
             assert (answer.status, answer.headers["retry-after"]) == (429, "1")

@@ -103,6 +103,7 @@ def test_who_leaves_gives_its_blocks_back_within_a_step(
     """Who disappears while nothing is sent to it is found by the kernel's probes, which test_stall has sooner."""
     with stepwise(tmp_path) as (server, engine, device), server.connect() as client:
         heard = steps_at_abort(engine)
+        client.socket.settimeout(PATIENCE_S)
         client.send(ask(stream))
         for _ in range(3):
             device.allowed.release()
@@ -135,7 +136,10 @@ def test_readers_that_take_nothing_cost_little_and_are_closed(tmp_path: Path) ->
                 return len(stalled) == READERS
 
             until(all_stalled, PATIENCE_S)
-            assert server.ask(ask(True, max_tokens=20)).body.endswith(b"data: [DONE]\n\n")
+            with server.connect() as other:
+                other.socket.settimeout(PATIENCE_S)
+                other.send(ask(True, max_tokens=20))
+                assert other.answer().body.endswith(b"data: [DONE]\n\n")
             for connection in stalled:
                 assert held(connection) < HELD_MAX
             until(lambda: not stalled & connections, PATIENCE_S)

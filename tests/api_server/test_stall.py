@@ -16,7 +16,7 @@ from tests.api_server.gone import vanish
 from tests.api_server.live import LiveServer, endpoint, until
 from tests.api_server.sockets import opened
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Streams:
@@ -47,6 +47,7 @@ def test_a_reader_that_is_gone_is_found_though_its_stream_says_little() -> None:
         server.connect() as alive,
     ):
         for name, client in (("gone", gone), ("alive", alive)):
+            client.socket.settimeout(PATIENCE_S)
             client.send(f"GET /stream?name={name} HTTP/1.1\r\n\r\n".encode())
             client.until(b"data: ")
         vanish(gone.socket)

@@ -18,7 +18,7 @@ The engine's 50 MB are its log of the tokens, 16 KB a request, and what it keeps
 the kernel did not take costs uvloop about 1 KB beside its 250 bytes; merged tokens were numbers of 40 bytes each.
 
 Of open streams, KB of the frontend's memory each, in a worker of 57 MB without any: 32.3 (10,000 of them) before, and
-29.3 (3,000) with attributes in slots and without two asyncio.Events and a deque per connection, 2.9 KB in all.
+28.9 (6,000) with attributes in slots and without two asyncio.Events and a deque per connection.
 
 How much later the tokens of the 64 come is not settled: before the changes, at steps of 40 ms and with other work on
 the two cores, p99 was 43.0 ms without the thousand and 73.1 ms beside them; the runs since met much more other work.
