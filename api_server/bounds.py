@@ -19,6 +19,7 @@ on real sockets hold it to that.
 import asyncio
 import re
 import secrets
+from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from types import SimpleNamespace
@@ -28,23 +29,26 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api_server.answers import REFUSED, Answers, SendWait
+from api_server.auth import HEALTH_PATHS
 from api_server.config import Config
+from api_server.descriptors import Room
 from api_server.errors import ApiError
 from api_server.extent import SLICE, Chunked, Sized
-from api_server.handshake import LINE_MAX, is_handshake
+from api_server.handshake import LINE_MAX, is_handshake, without_upgrade
+from api_server.lightweight import Flow, Signal
 from api_server.shortcut import Shortcut, offer
 from api_server.stall import Stall
 from api_server.unchunked import unchunked
 
 READ_AHEAD: Final = 64 << 10  # bytes of later requests that are kept before reading pauses
-WRITE_BUFFER: Final = 16 << 10  # bytes kept per connection beyond the kernel's own, before a send waits
+WRITE_BUFFER: Final = 0  # bytes kept beyond the kernel's own before the next send waits: small ones cost a lot each
 BODY_SLACK_S: Final = 1.0  # the application's own time limit comes first, and answers better
 LINGER_S: Final = 1.0  # of silence after the last answer: closing over unread bytes would reset it away
 UNREAD_FACTOR: Final = 4  # so many times the body limit is read and dropped then, for as long as a body may take
 
+NONE: Final = deque[Any](maxlen=0)  # uvicorn's requests that wait for their turn: they wait here before they are parsed
 INVALID: Final = "Invalid HTTP request received."
 HEAD_END: Final = re.compile(rb"\r\n\r\n|(?<!\r)\n")  # a bare line feed ends nothing; the parser refuses it
-UPGRADE: Final = re.compile(rb"(?i)(?<=\r\n)upgrade(?=:)")
 
 
 class _Refused(Exception):
@@ -59,13 +63,39 @@ class _Phase(Enum):
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection. What is not uvicorn's comes first, so that functools.partial makes its protocol factory of it."""
+    """One connection. What is not uvicorn's comes first, so that functools.partial makes its protocol factory of it.
+    Where there is no `room` left, a connection is good for the health routes alone."""
 
-    def __init__(self, bounds: Config, answers: Answers, **kwargs: Any) -> None:
+    # With thirty attributes of its own, uvicorn's included, an object's dict would take 2 KB.
+    __slots__ = (
+        "_answers",
+        "_body",
+        "_body_size",
+        "_bounds",
+        "_crowded",
+        "_dropped",
+        "_keep_alive",
+        "_linger_until_s",
+        "_next",
+        "_opens_socket",
+        "_path",
+        "_phase",
+        "_room",
+        "_scanned",
+        "_timer",
+        "_unread",
+        "_wait",
+        "stall",
+    )
+
+    def __init__(self, bounds: Config, answers: Answers, room: Room, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.pipeline = NONE
         self._bounds = bounds
         self._answers = answers
         self._wait = SendWait(answers.tallies)
+        self._room = room
+        self._crowded = False
         self._phase = _Phase.HEAD
         self._opens_socket = False  # what the request at hand asks for
         self._unread = bytearray()  # not yet the parser's
@@ -78,19 +108,23 @@ class BoundedHttp(HttpToolsProtocol):
         self._dropped = 0
         self._linger_until_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._stall: Stall | None = None
 
     # ------------------------------------------------------------------------------------------------ the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
         super().connection_made(transport)
+        self.flow = Flow(transport)
+        self.stall = Stall(transport)
         self._arm(self._bounds.header_timeout_s, self._head_late)
+        self._crowded = len(self.connections) > self._room.served
+        if len(self.connections) > self._room.told:
+            transport.abort()
 
     def eof_received(self) -> None:
         if self.cycle is not None:
             self._disconnect(self.cycle)
-        self._close()
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = _Phase.LAST
@@ -99,19 +133,10 @@ class BoundedHttp(HttpToolsProtocol):
         self.resume_writing()
         super().connection_lost(exc)
 
-    def timeout_keep_alive_handler(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        """Once all is written; a client that takes nothing of it gets no longer than in the middle of a stream."""
-        if self._stall is None and self.transport.get_write_buffer_size():
-            self._stall = Stall(self.transport, self.loop, self._bounds.stall_timeout_s)
-        self.transport.close()
-
     def _end(self) -> None:
         """A request's way of closing the connection, after its answer."""
         if self._phase is _Phase.ANSWER and not self._unread:
-            self._close()
+            self.transport.close()
         else:
             self._linger()
 
@@ -122,7 +147,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.flow.resume_reading()
         self.transport.write_eof()
         self._linger_until_s = self.loop.time() + self._bounds.body_timeout_s
-        self._arm(LINGER_S, self._close)
+        self._arm(LINGER_S, self.transport.close)
 
     def _disconnect(self, cycle: RequestResponseCycle) -> None:
         """What a request sees of its connection's end."""
@@ -178,11 +203,14 @@ class BoundedHttp(HttpToolsProtocol):
         self._scanned = 0
         del self._unread[:size]
         self._disarm()
+        if self._crowded and self._path not in HEALTH_PATHS:
+            self._refuse(ApiError("queue_full", "As many connections are open as may be."))
+            return False
         self._opens_socket = self.ws_protocol_class is not None and is_handshake(head)
         if self._opens_socket and max(map(len, head.split(b"\r\n"))) > LINE_MAX:
             self._refuse(ApiError("headers_too_large", f"A line of the request's headers exceeds {LINE_MAX} bytes."))
             return False
-        super().data_received(head if self._opens_socket else _without_upgrade(head))
+        super().data_received(head if self._opens_socket else without_upgrade(head))
         if self._phase is _Phase.HEAD:
             self._refuse(ApiError("invalid_request_error", INVALID))
         return True
@@ -232,7 +260,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._dropped > UNREAD_FACTOR * self._bounds.max_body_size:
             self.flow.pause_reading()
         elif self.loop.time() < self._linger_until_s:
-            self._arm(LINGER_S, self._close)
+            self._arm(LINGER_S, self.transport.close)
 
     # ------------------------------------------------------------------------------------------------ parser's calls
 
@@ -250,6 +278,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._upgrades:
             return
         cycle, transport = self.cycle, self.transport
+        cycle.message_event = Signal()
         cycle.transport = SimpleNamespace(  # type: ignore[assignment]
             write=transport.write, is_closing=transport.is_closing, close=self._end
         )
@@ -281,12 +310,9 @@ class BoundedHttp(HttpToolsProtocol):
         """From here on the connection is the socket's, and so is what came early."""
         self._phase = _Phase.LAST
         early, self._unread = bytes(self._unread), bytearray()
-        stalled = self._stall is not None
-        if self._stall is not None:
-            self._stall.cancel()
         super().handle_websocket_upgrade()
         protocol = cast(asyncio.Protocol, self.transport.get_protocol())
-        if stalled:
+        if self.flow.write_paused:
             protocol.pause_writing()  # the answer to an earlier request is still going out
         if early:
             protocol.data_received(early)
@@ -316,7 +342,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _head_late(self) -> None:
         if self.cycle is not None and not self._unread:
-            self._close()  # nothing was asked, and an answer would be taken for that to the next request
+            self.transport.close()  # nothing was asked, and an answer would be taken for that to the next request
             return
         seconds = self._bounds.header_timeout_s
         self._refuse(ApiError("request_timeout", f"The request's headers did not arrive within {seconds:g} s."))
@@ -355,6 +381,7 @@ class BoundedHttp(HttpToolsProtocol):
         body = error.body_for(self._path)
         headers = [
             *self.server_state.default_headers,
+            *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
@@ -363,23 +390,10 @@ class BoundedHttp(HttpToolsProtocol):
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return STATUS_LINE[error.status] + lines + b"\r\n" + body
 
-    # ------------------------------------------------------------------------------------------------ stalled readers
-
     def pause_writing(self) -> None:
         super().pause_writing()
         self._wait.begin()
-        if self._stall is None:
-            self._stall = Stall(self.transport, self.loop, self._bounds.stall_timeout_s)
 
     def resume_writing(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
         self._wait.end()
         super().resume_writing()
-
-
-def _without_upgrade(head: bytes) -> bytes:
-    """The head with its `Upgrade` under another name: a protocol that isn't served is ignored (RFC 9110, 7.8), and
-    the body stays a body. The value is left for the parser to check."""
-    return UPGRADE.sub(b"ignored-upgrade", head)

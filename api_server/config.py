@@ -43,6 +43,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     board_fd: Annotated[int, Meta(ge=0)] | None = None  # memory that it shares with the others behind the same address
     model_name: str = ""  # what metrics call the model until the engine has told its name
     ready_fd: Annotated[int, Meta(ge=0)] | None = None  # gets one byte once the socket is served
+    give_fd: Annotated[int, Meta(ge=0)] | None = None  # the ends of the passage to the frontend that comes next, and
+    take_fd: Annotated[int, Meta(ge=0)] | None = None  # from the one before; only together
+    successor: bool = False  # another frontend serves meanwhile: accept nothing before it can be served
     insecure_tcp: bool = False  # let `engine` be tcp:// on loopback
     health_only: bool = False  # serve the health routes and nothing else
 

@@ -4,7 +4,7 @@ import asyncio
 import re
 from typing import Final
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api_server.auth import HEALTH_PATHS
 from api_server.errors import ApiError
@@ -17,14 +17,16 @@ class Drain:
     """Whether this process is on its way out, and how many requests it still owes an answer."""
 
     def __init__(self) -> None:
-        self.begun = asyncio.Event()
+        self.begun = asyncio.Event()  # on its way out, in either way
+        self.draining = False  # what is new is refused
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
-    def draining(self) -> bool:
-        return self.begun.is_set()
+    def retiring(self) -> bool:
+        """What is new goes elsewhere by itself; what comes here all the same is answered."""
+        return self.begun.is_set() and not self.draining
 
     @property
     def active(self) -> int:
@@ -32,6 +34,11 @@ class Drain:
 
     def begin(self) -> None:
         """From now on only health is answered."""
+        self.draining = True
+        self.begun.set()
+
+    def retire(self) -> None:
+        """From now on each answer is its connection's last."""
         self.begun.set()
 
     def enter(self) -> None:
@@ -51,13 +58,15 @@ class Drain:
 class DrainGate:
     """Counts requests while they run, and answers 503 `draining` to those that come too late. Health passes, and
     so does who cancels what runs. An open WebSocket is no request: its generations are, and are counted where they
-    run."""
+    run. While the process retires, clients are told to take their next request to another connection."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self.app = app
         self.drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.drain.retiring:
+            send = _closing(send)
         if scope["type"] == "lifespan" or scope["path"] in HEALTH_PATHS:
             await self.app(scope, receive, send)
             return
@@ -73,3 +82,14 @@ class DrainGate:
             await self.app(scope, receive, send)
         finally:
             self.drain.leave()
+
+
+def _closing(send: Send) -> Send:
+    """Makes the response that begins here its connection's last."""
+
+    async def last(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        await send(message)
+
+    return last

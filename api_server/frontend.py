@@ -48,11 +48,16 @@ class Frontend:
         return self.drain.draining
 
     async def start(self) -> None:
-        """Connects to the engine, whenever it is there, and then loads its tokenizer before a request asks for it."""
+        """Connects to the engine, whenever it is there, and then loads its tokenizer before a request asks for it. A
+        successor waits for all of that."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "long-prompt"))
         self.ledger.start(self.config.board_fd)
         await self.engine.start()
         self._warming = asyncio.create_task(self._warm())
+        if self.config.successor:
+            await self._warming
+            if self._admission is None:
+                raise RuntimeError("requests can't be served, see above; the frontend before this one goes on serving")
 
     async def close(self) -> None:
         if self._warming is not None:

@@ -11,6 +11,7 @@ LINE_MAX: Final = 8190  # bytes; the WebSocket library takes no longer line
 _REQUEST: Final = re.compile(rb"GET %b(\?[^ ]*)? HTTP/1\.1" % re.escape(SOCKET_PATH.encode()))
 _ONCE: Final = (b"upgrade", b"sec-websocket-key", b"sec-websocket-version")
 _KEY_SIZE: Final = 16
+_UPGRADE: Final = re.compile(rb"(?i)(?<=\r\n)upgrade(?=:)")
 
 
 def is_handshake(head: bytes) -> bool:
@@ -42,3 +43,9 @@ def _is_key(value: bytes) -> bool:
         return len(b64decode(value, validate=True)) == _KEY_SIZE
     except Error:
         return False
+
+
+def without_upgrade(head: bytes) -> bytes:
+    """The head with its `Upgrade` under another name: a protocol that isn't served is ignored (RFC 9110, 7.8), and
+    the body stays a body. The value is left for the parser to check."""
+    return _UPGRADE.sub(b"ignored-upgrade", head)

@@ -34,6 +34,7 @@ logger: Final = logging.getLogger("tokenwire.socket")
 
 MAX_GENERATIONS: Final = 1024  # at a time on one socket
 GOING_AWAY: Final = 1001  # close code
+REST_S: Final = 1.0  # without a generation, before a socket is closed that another frontend can take over
 
 Admit = Callable[[Frontend, Raw, Framing], Awaitable[tuple[Job, Renderer]]]
 
@@ -179,10 +180,16 @@ class Session:
     # ------------------------------------------------------------------------------------------------ the server's end
 
     async def _drained(self) -> None:
-        """Returns once nothing new is taken and all that ran has ended."""
+        """Returns once this process leaves and nothing runs here any more. What comes meanwhile may still be served:
+        then a moment without it is waited for, so that the close seldom crosses it."""
         await self._front.drain.begun.wait()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._tasks or not self._front.draining:
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            if not self._front.draining:
+                await asyncio.sleep(REST_S)
+                if not self._tasks:
+                    return
 
     async def _dismiss(self) -> None:
         """The server waits no longer for what still runs."""

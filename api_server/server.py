@@ -3,9 +3,13 @@
 The first SIGTERM or SIGINT starts the drain: the listener goes on accepting, so that what is new is told 503 and not
 refused, and running requests finish. After the time limit, or at the second signal, what still runs ends with an error.
 A frontend that serves health alone has nothing to finish: it tells of an engine's drain until it is ended itself.
+
+A frontend that is told to retire, because another one serves in its place, refuses nothing: it accepts no more
+connections, gives those that it has to its successor as soon as they are at rest, and ends when it has none left.
 """
 
 import asyncio
+import contextlib
 import functools
 import gc
 import logging
@@ -14,20 +18,25 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
 import uvicorn
 from starlette.applications import Starlette
 
 from api_server.acceptor import Acceptor
-from api_server.bounds import BoundedHttp
+from api_server.descriptors import make_room
 from api_server.frontend import Frontend
+from api_server.handover import Handover, MovableHttp
+from api_server.stall import Watch, Watched
 from api_server.websocket import MESSAGE_FACTOR, BoundedSocket
+from protocol.handover import RETIRE
+from protocol.listener import bound
 
 KEEP_ALIVE_S: Final = 75  # above the idle limits of common load balancers, or they meet connections just being closed
 FAREWELL_S: Final = 2.0  # for error events and buffers to go out at the end
+SWEEP_S: Final = 0.05  # how often a retiring frontend looks for connections at rest
 ENGINE_END_S: Final = 10.0  # what an engine may take to end after its own drain
 COULD_NOT_START: Final = 3
 SWITCH_S: Final = (
@@ -45,13 +54,12 @@ def make_server(app: Starlette, *, leaves: bool = False, **more: Any) -> "Fronte
 
 def _uvicorn_settings(frontend: Frontend) -> dict[str, Any]:
     config, answers = frontend.config, frontend.answers
-    protocol = functools.partial(BoundedHttp, config, answers)
     socket_protocol = functools.partial(BoundedSocket, config, answers)
     return {
         "host": config.host,
         "port": config.port,
         "loop": "uvloop",
-        "http": cast(type[asyncio.Protocol], protocol),
+        "http": cast(type[asyncio.Protocol], functools.partial(MovableHttp, config, answers, make_room())),
         "ws": "none" if config.health_only else cast(type[asyncio.Protocol], socket_protocol),
         "ws_max_size": MESSAGE_FACTOR * config.max_body_size,
         "ws_ping_interval": config.keepalive_interval_s,
@@ -77,9 +85,21 @@ class FrontendServer(uvicorn.Server):
         self._listeners: list[socket.socket] = []
         self._now = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
+        connections = cast(set[Watched], self.server_state.connections)
+        self._watch = Watch(connections, frontend.config.stall_timeout_s)
+        self._retiring: asyncio.Task[None] | None = None
+        give_fd, take_fd = frontend.config.give_fd, frontend.config.take_fd
+        self._handover = Handover(give_fd, take_fd) if give_fd is not None and take_fd is not None else None
+
+    def retire(self) -> None:
+        """Another frontend serves in this one's place: ends once nothing needs it any more."""
+        if self._handover is not None and self.started and self._draining is None and self._retiring is None:
+            self._retiring = asyncio.create_task(self._retire(self._handover))
 
     def stop(self) -> None:
         """What a signal does: the first one drains, the second ends the drain."""
+        if self._retiring is not None:
+            self._retiring.cancel()
         if self._draining is None:
             self._draining = asyncio.create_task(self._drain())
         else:
@@ -89,6 +109,8 @@ class FrontendServer(uvicorn.Server):
         await super().startup([])
         self._listeners = sockets or []
         self.servers = [cast(asyncio.Server, self._acceptor(listener)) for listener in self._listeners]
+        if self._handover is not None:
+            self._handover.start_taking(self._make_protocol)
         sys.setswitchinterval(SWITCH_S)
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it again
@@ -96,18 +118,27 @@ class FrontendServer(uvicorn.Server):
             os.write(descriptor, b"1")
             os.close(descriptor)
 
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        self._watch.tick(time.monotonic())
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self._handover is not None:
+            self._handover.close()
+
     def _acceptor(self, listener: socket.socket) -> Acceptor:
-        make_protocol = functools.partial(
-            cast(Any, self.config.http_protocol_class),
-            config=self.config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-        )
         return Acceptor(
-            listener, make_protocol, lambda: len(self.server_state.connections), self._frontend.ledger.board
+            listener, self._make_protocol, lambda: len(self.server_state.connections), self._frontend.ledger.board
         )
 
-    @contextmanager
+    def _make_protocol(self) -> MovableHttp:
+        """Of a connection, whether it is new or another frontend had it; made as uvicorn does."""
+        make = cast(Callable[..., MovableHttp], self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -115,10 +146,12 @@ class FrontendServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self.stop)
+        if self._handover is not None:
+            loop.add_signal_handler(RETIRE, self.retire)
         try:
             yield
         finally:
-            for number in SIGNALS:
+            for number in (*SIGNALS, RETIRE):
                 loop.remove_signal_handler(number)
 
     async def _drain(self) -> None:
@@ -135,6 +168,23 @@ class FrontendServer(uvicorn.Server):
         await asyncio.wait(ends, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
+        await self._end()
+
+    async def _retire(self, handover: Handover) -> None:
+        self._frontend.drain.retire()
+        handover.stop_taking()
+        for server in self.servers:
+            server.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._frontend.config.shutdown_timeout_s):
+                await asyncio.sleep(SWEEP_S)  # what was accepted last is a connection by then
+                while self.server_state.connections or handover.arriving:
+                    handover.move(self.server_state.connections)
+                    await asyncio.sleep(SWEEP_S)
+        await self._end()
+
+    async def _end(self) -> None:
+        """What still runs is told that it is over."""
         running = set(self.server_state.tasks)
         for task in running:
             task.cancel()
@@ -165,7 +215,9 @@ def serve(app: Starlette, listen_fd: int | None) -> None:
 def _listener(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
     except OSError as error:
         print(f"api_server: can't listen on port {port}: {error.strerror}", file=sys.stderr)
         sys.exit(COULD_NOT_START)
+    bound(listener)
+    return listener

@@ -6,6 +6,7 @@ again.
 """
 
 import asyncio
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -166,6 +167,8 @@ class Stream:
         found, room = [], TAKEN_TOKENS
         for index in indexes:
             delta = self._news[index]
+            if type(delta.tokens) is not list:
+                delta.tokens = list(delta.tokens)
             count = 0 if delta.logprobs is None else len(delta.tokens)
             if count <= room:
                 found.append((index, self._news.pop(index)))
@@ -315,8 +318,10 @@ def _split(delta: wire.Delta, count: int) -> wire.Delta:
 
 
 def _merge(earlier: wire.Delta, later: wire.Delta) -> None:
-    """`later` directly follows `earlier` in the output."""
-    earlier.tokens += later.tokens
+    """`later` directly follows `earlier` in the output. Until they are taken, four bytes for a token are enough."""
+    if type(earlier.tokens) is list:
+        earlier.tokens = array("I", earlier.tokens)  # type: ignore[assignment]
+    earlier.tokens.extend(later.tokens)
     earlier.finish = later.finish
     earlier.stop_token = later.stop_token
     earlier.first = earlier.first or later.first

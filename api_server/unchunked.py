@@ -1,4 +1,4 @@
-"""HTTP/1.0 knows no chunks, and uvicorn sends them all the same: there the end of the connection ends the body."""
+"""Bodies for HTTP/1.0, which knows no chunks. uvicorn sends them all the same."""
 
 import sys
 
@@ -8,7 +8,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 def unchunked(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
-    """The app, for one request that came over HTTP/1.0."""
+    """`app`, with the end of the connection for the end of a body whose length it does not tell."""
 
     async def plain(scope: Scope, receive: Receive, send: Send) -> None:
         sized = False

@@ -40,18 +40,17 @@ class BoundedSocket(WebSocketsSansIOProtocol):
         self._unread = bytearray()  # not yet the parser's
         self._next: asyncio.Handle | None = None  # the next slice's turn
         self._late: asyncio.TimerHandle | None = None  # the end of a message that has begun
-        self._stall: Stall | None = None
 
     # ------------------------------------------------------------------------------------------------ the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._stall = Stall(self.transport, self.loop, self._bounds.stall_timeout_s)
+        self.stall = Stall(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unread.clear()
         self._wait.end()
-        for timer in (self._next, self._late, self._stall):
+        for timer in (self._next, self._late):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from protocol.handover import RETIRE
 from protocol.lifeline import LIFELINE_VARIABLE
 
 READY_VARIABLE: Final = "TOKENWIRE_READY_FD"
@@ -31,12 +32,15 @@ class Child:
     """A running child. It has a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone."""
 
     def __init__(self, process: asyncio.subprocess.Process, ready_fd: int, on_ready: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
         self.started_s = time.monotonic()
         self.ready = False
+        self.told: asyncio.Future[None] = loop.create_future()  # whether it is ready, or that it never will be
         self._process = process
         self._on_ready = on_ready
         self._ready_fd: int | None = ready_fd
-        asyncio.get_running_loop().add_reader(ready_fd, self._read_ready)
+        loop.add_reader(ready_fd, self._read_ready)
+        self.end: asyncio.Task[int] = loop.create_task(self._ended())
 
     @classmethod
     async def start(
@@ -75,11 +79,8 @@ class Child:
         return time.monotonic() - self.started_s
 
     async def wait(self) -> int:
-        """Its exit code; a negative number is the signal that ended it."""
-        code = await self._process.wait()
-        self._read_ready()  # what it wrote just before its end counts
-        self._close_ready()
-        return code
+        """Its exit code; a negative number is the signal that ended it. `end` is the task that waits for it."""
+        return await asyncio.shield(self.end)
 
     def terminate(self) -> None:
         """Asks it to end."""
@@ -87,11 +88,23 @@ class Child:
             with suppress(ProcessLookupError):
                 self._process.terminate()
 
+    def retire(self) -> None:
+        """Tells a frontend that another one serves in its place now."""
+        if not self.ended:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(RETIRE)
+
     def kill(self) -> None:
         """Ends it and whatever it started itself."""
         if not self.ended:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
+
+    async def _ended(self) -> int:
+        code = await self._process.wait()
+        self._read_ready()  # what it wrote just before its end counts
+        self._close_ready()
+        return code
 
     def _read_ready(self) -> None:
         if self._ready_fd is None:
@@ -108,6 +121,7 @@ class Child:
             asyncio.get_running_loop().remove_reader(self._ready_fd)
             os.close(self._ready_fd)
             self._ready_fd = None
+            self.told.set_result(None)
 
 
 def describe(code: int) -> str:

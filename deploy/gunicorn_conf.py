@@ -6,13 +6,12 @@ patience, then its watchdog.
 """
 
 import os
-import socket
 import sys
 from typing import Any
 
 from deploy.plan import FRONTEND_DEFAULTS
 from deploy.settings import Settings, UsageError, resolve
-from deploy.sockets import SEND_BUFFER
+from protocol.listener import bound
 from protocol.version import own_version
 
 
@@ -46,4 +45,4 @@ control_socket_disable = True  # its path is shared between instances
 def when_ready(server: Any) -> None:
     """Bounds what the kernel keeps for readers that have stopped, as the supervisor does."""
     for listener in server.LISTENERS:
-        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        bound(listener.sock)

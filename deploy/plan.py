@@ -15,6 +15,7 @@ from deploy.options import BUILT_IN_MODEL
 from deploy.settings import Settings
 from deploy.sockets import ENGINE_SOCKET, board, listen, run_folder
 from deploy.supervisor import Plan
+from protocol.handover import Passage, passage
 
 ENGINE_COMMAND: Final = (sys.executable, "-m", "engine_core")
 API_COMMAND: Final = (sys.executable, "-m", "api_server")
@@ -31,7 +32,7 @@ class Shared(NamedTuple):
 
 @contextmanager
 def prepared(settings: Settings, environ: Mapping[str, str], version: str) -> Iterator[Plan]:
-    """The plan of the command, with its socket and folder for as long as it runs. Raises CannotStart."""
+    """The plan of the command, with its sockets and folder for as long as it runs. Raises CannotStart."""
     with ExitStack() as stack:
         match settings.command:
             case "serve":
@@ -39,7 +40,10 @@ def prepared(settings: Settings, environ: Mapping[str, str], version: str) -> It
                 folder = stack.enter_context(run_folder(settings.get("run-dir"), environ))
                 endpoint = f"ipc://{folder / ENGINE_SOCKET}"
                 shared = Shared(listener, stack.enter_context(board()))
-                yield _serve(settings, environ, version, shared, folder, endpoint)
+                frontends = _frontends(
+                    settings, environ, shared, {"ENGINE": endpoint, "MODEL_NAME": _name(settings)}, stack
+                )
+                yield _serve(settings, environ, version, listener, folder, endpoint, frontends)
             case "engine":
                 folder = stack.enter_context(run_folder(settings.get("run-dir"), environ))
                 health = settings.get("health-port")
@@ -47,16 +51,24 @@ def prepared(settings: Settings, environ: Mapping[str, str], version: str) -> It
                 yield _engine_only(settings, environ, version, folder, socket)
             case _:
                 listener = stack.enter_context(listen(settings["host"], settings.integer("port")))
-                yield _api_only(settings, environ, version, Shared(listener, stack.enter_context(board())))
+                shared = Shared(listener, stack.enter_context(board()))
+                frontends = _frontends(settings, environ, shared, {"ENGINE": settings["engine"]}, stack)
+                yield _api_only(settings, version, listener, frontends)
 
 
 def _serve(
-    settings: Settings, environ: Mapping[str, str], version: str, shared: Shared, folder: Path, endpoint: str
+    settings: Settings,
+    environ: Mapping[str, str],
+    version: str,
+    listener: socket.socket,
+    folder: Path,
+    endpoint: str,
+    frontends: tuple[ChildSpec, ...],
 ) -> Plan:
     return Plan(
-        banner=f"tokenwire {version} serves {_name(settings)} at {_url(shared.listener)}",
+        banner=f"tokenwire {version} serves {_name(settings)} at {_url(listener)}",
         engine=_engine(settings, environ, endpoint, folder, 1),
-        frontends=_frontends(settings, environ, shared, {"ENGINE": endpoint, "MODEL_NAME": _name(settings)}),
+        frontends=frontends,
         frontend_limit_s=max(settings.seconds("shutdown-timeout"), settings.seconds("drain-grace")),
     )
 
@@ -85,11 +97,10 @@ def _engine_only(
     )
 
 
-def _api_only(settings: Settings, environ: Mapping[str, str], version: str, shared: Shared) -> Plan:
-    endpoint = settings["engine"]
+def _api_only(settings: Settings, version: str, listener: socket.socket, frontends: tuple[ChildSpec, ...]) -> Plan:
     return Plan(
-        banner=f"tokenwire {version} serves the engine at {endpoint} at {_url(shared.listener)}",
-        frontends=_frontends(settings, environ, shared, {"ENGINE": endpoint}),
+        banner=f"tokenwire {version} serves the engine at {settings['engine']} at {_url(listener)}",
+        frontends=frontends,
         frontend_limit_s=max(settings.seconds("shutdown-timeout"), settings.seconds("drain-grace")),
     )
 
@@ -104,15 +115,23 @@ def _engine(settings: Settings, environ: Mapping[str, str], endpoint: str, folde
 
 
 def _frontends(
-    settings: Settings, environ: Mapping[str, str], shared: Shared, more: Mapping[str, str]
+    settings: Settings, environ: Mapping[str, str], shared: Shared, more: Mapping[str, str], stack: ExitStack
 ) -> tuple[ChildSpec, ...]:
-    """`more` are variables, without the prefix."""
-    descriptors = (shared.listener.fileno(), shared.board)
-    more = {**more, "LISTEN_FD": str(descriptors[0]), "BOARD_FD": str(descriptors[1])}
+    """One spec per place, whose frontends follow each other; `stack` keeps the passages between them. `more` are
+    variables, without the prefix."""
+    more = {**more, "LISTEN_FD": str(shared.listener.fileno()), "BOARD_FD": str(shared.board)}
     variables = settings.variables_for("api") | {f"TOKENWIRE_{name}": value for name, value in more.items()}
     count = settings.integer("api-workers")
-    names = (f"frontend {slot + 1}" if count > 1 else "frontend" for slot in range(count))
-    return tuple(_frontend(name, variables, descriptors, environ) for name in names)
+    names = [f"frontend {slot + 1}" if count > 1 else "frontend" for slot in range(count)]
+    return tuple(_successive(name, variables, shared, stack.enter_context(passage()), environ) for name in names)
+
+
+def _successive(
+    name: str, variables: Mapping[str, str], shared: Shared, way: Passage, environ: Mapping[str, str]
+) -> ChildSpec:
+    ends = {"TOKENWIRE_GIVE_FD": str(way.give.fileno()), "TOKENWIRE_TAKE_FD": str(way.take.fileno())}
+    descriptors = (shared.listener.fileno(), shared.board, way.give.fileno(), way.take.fileno())
+    return _frontend(name, {**variables, **ends}, descriptors, environ)
 
 
 def _frontend(

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from protocol.channel import IPC_PATH_MAX
+from protocol.listener import bound
 
 BACKLOG: Final = 2048
-SEND_BUFFER: Final = 64 << 10  # bytes the kernel keeps for a reader that has stopped; by default it is megabytes
 ENGINE_SOCKET: Final = "engine.sock"
 FRESH: Final = "tokenwire-"
 NAME: Final = re.compile(FRESH + r"[a-z0-9_]{8}")  # as mkdtemp makes them
@@ -30,11 +30,7 @@ class CannotStart(Exception):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket whose connections inherit a small send buffer. Raises CannotStart, naming the port.
-
-    TCP_USER_TIMEOUT is left alone: it would also end readers that are slow but take bytes, while their window is too
-    small for the next segment. Frontends see for themselves who takes nothing.
-    """
+    """A listening TCP socket whose connections are bounded. Raises CannotStart, naming the port."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -43,7 +39,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        bound(listener)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Starts the processes of one command, starts again what dies, and ends them all in order.
+"""Starts the processes of one command, starts again what dies, replaces frontends on SIGHUP, and ends all in order.
 
 Knows neither HTTP nor ZeroMQ: a child tells through a pipe that it is ready, and through its exit code how it ended.
 """
@@ -8,20 +8,17 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from deploy.children import Child, ChildSpec, describe
+from deploy.children import Child, ChildSpec
+from deploy.fate import COULD_NOT_START, Fatal, Fate
+from deploy.place import NotReplaced, Place
 
 logger: Final = logging.getLogger("tokenwire.supervisor")
 
 OK: Final = 0
-BAD_USAGE: Final = 2
-COULD_NOT_START: Final = 3
-STEADY_S: Final = 60.0  # a child that lived so long was well: the back-off begins anew
-FAILED_STARTS_MAX: Final = 5  # in a row, by a child that was ready once or was killed before it could be
-YOUNG_S: Final = 1.0  # dying younger than this is a failed start, ready or not
 AT_ONCE_S: Final = 3.0  # the same after a second signal
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 EPOCH_VARIABLE: Final = "TOKENWIRE_EPOCH"
@@ -39,15 +36,8 @@ class Plan:
     frontend_limit_s: float = 120.0  # a frontend's drain, before it is killed
     engine_limit_s: float = 0.0
     farewell_s: float = 5.0  # for a child to end after its own time limit
+    start_limit_s: float = 120.0  # for a frontend's successor to be ready, before a roll is given up
     backoff_s: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0, 10.0)  # before a start, by the deaths so far
-
-
-class Fatal(Exception):
-    """Starting again would not help. The message is empty if the child has told already; `code` is the command's."""
-
-    def __init__(self, message: str, code: int = COULD_NOT_START) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Supervisor:
@@ -56,9 +46,12 @@ class Supervisor:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._engine: Child | None = None
-        self._frontends: dict[int, Child] = {}  # by slot
+        limits = plan.backoff_s, plan.start_limit_s
+        self._places = [Place(spec, self._start, *limits) for spec in plan.frontends]
         self._began_s = time.monotonic()
         self._unready = {spec.name for spec in (plan.engine, *plan.frontends) if spec is not None}
+        self._all_ready = asyncio.Event()
+        self._hung_up = asyncio.Event()  # the frontends are to be replaced
         self._signalled = asyncio.Event()
         self._signalled_twice = asyncio.Event()
         self._lifeline, self._lifeline_end = os.pipe()
@@ -68,7 +61,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
-        loop.add_signal_handler(signal.SIGHUP, logger.warning, "SIGHUP: rolling the frontends is not supported yet")
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             code = await self._until_stopped()
             await self._stop()
@@ -88,14 +81,24 @@ class Supervisor:
         limit_s = plan.engine_limit_s if plan.frontends_last else max(plan.frontend_limit_s, plan.engine_limit_s)
         logger.info("stopping; running streams may take %g s, a second signal ends them", limit_s)
 
+    def _on_hangup(self) -> None:
+        if self._plan.frontends and not self._plan.frontends_last:
+            self._hung_up.set()
+        else:
+            logger.warning("SIGHUP: there are no frontends here to be replaced")
+
     def _children(self) -> list[Child]:
-        return [*self._frontends.values(), *([self._engine] if self._engine is not None else [])]
+        return [*self._frontends(), *([self._engine] if self._engine is not None else [])]
+
+    def _frontends(self) -> list[Child]:
+        return [child for place in self._places for child in place.children]
 
     # ------------------------------------------------------------------------------------------------ keeping alive
 
     async def _until_stopped(self) -> int:
         """Keeps all children running until a signal comes or one of them can't be started."""
-        keepers = [asyncio.create_task(self._keep_frontend(slot)) for slot in range(len(self._plan.frontends))]
+        keepers = [asyncio.create_task(place.keep()) for place in self._places]
+        keepers.append(asyncio.create_task(self._roll_when_asked()))
         if self._plan.engine is not None:
             keepers.append(asyncio.create_task(self._keep_engine(self._plan.engine)))
         signalled = asyncio.create_task(self._signalled.wait())
@@ -125,15 +128,6 @@ class Supervisor:
             logger.warning("%s; starting epoch %d in %g s", fate.story, epoch, delay_s)
             await asyncio.sleep(delay_s)
 
-    async def _keep_frontend(self, slot: int) -> None:
-        spec = self._plan.frontends[slot]
-        fate = Fate(spec.name, self._plan.backoff_s)
-        while True:
-            child = self._frontends[slot] = await self._start(spec, {})
-            delay_s = fate.after(child, await child.wait())
-            logger.warning("%s; starting it again in %g s", fate.story, delay_s)
-            await asyncio.sleep(delay_s)
-
     async def _start(self, spec: ChildSpec, more: Mapping[str, str]) -> Child:
         return await Child.start(spec, self._lifeline, more, lambda: self._on_ready(spec.name))
 
@@ -142,22 +136,49 @@ class Supervisor:
         if name in self._unready:
             self._unready.remove(name)
             if not self._unready:
+                self._all_ready.set()
                 logger.info("%s (ready after %.1f s)", self._plan.banner, time.monotonic() - self._began_s)
+
+    # ------------------------------------------------------------------------------------------------ rolling
+
+    async def _roll_when_asked(self) -> None:
+        """However often it is asked for during one roll, one more follows."""
+        await self._all_ready.wait()
+        while True:
+            await self._hung_up.wait()
+            self._hung_up.clear()
+            await self._roll()
+
+    async def _roll(self) -> None:
+        """Replaces the frontends one by one. It is over when the old ones have ended, so that there are never more than
+        two for a place."""
+        began_s = time.monotonic()
+        logger.info("rolling: new frontends take over one by one")
+        replaced: list[Child] = []
+        try:
+            for place in self._places:
+                replaced.append(await place.roll())
+        except NotReplaced as error:
+            logger.error("the roll is given up, and those that served go on serving: %s", error)
+        await self._await_end(replaced, self._plan.frontend_limit_s + self._plan.farewell_s)
+        if len(replaced) == len(self._places):
+            logger.info("rolled: all frontends are new (after %.1f s)", time.monotonic() - began_s)
 
     # ------------------------------------------------------------------------------------------------ the end
 
     async def _stop(self) -> None:
         """Frontends first: their streams need the engine to finish. Those that have none end with it."""
-        for child in self._frontends.values():
+        frontends = self._frontends()
+        for child in frontends:
             child.terminate()
         if not self._plan.frontends_last:
-            await self._await_end(self._frontends.values(), self._plan.frontend_limit_s + self._plan.farewell_s)
+            await self._await_end(frontends, self._plan.frontend_limit_s + self._plan.farewell_s)
         if self._engine is not None:
             self._engine.terminate()
             limit_s = self._plan.engine_limit_s if self._engine.ready else 0.0
             await self._await_end([self._engine], limit_s + self._plan.farewell_s)
         if self._plan.frontends_last:
-            await self._await_end(self._frontends.values(), 0.0)
+            await self._await_end(frontends, 0.0)
 
     async def _await_end(self, children: Iterable[Child], limit_s: float) -> None:
         """Returns when all have ended. A second signal asks again, and those that outstay their time are killed."""
@@ -175,35 +196,8 @@ class Supervisor:
             await ends
         finally:
             again.cancel()
+            ends.cancel()
 
 
 async def _all_ended(children: Iterable[Child]) -> None:
     await asyncio.gather(*(child.wait() for child in children))
-
-
-class Fate:
-    """What becomes of one child's place after each death."""
-
-    def __init__(self, name: str, backoff_s: Sequence[float]) -> None:
-        self.story = ""
-        self._backoff_s = backoff_s
-        self._name = name
-        self._proved = False  # it was ready once
-        self._deaths = 0  # since it last was steady
-        self._failed_starts = 0  # in a row
-
-    def after(self, child: Child, code: int) -> float:
-        """Seconds to wait before the next start. Raises Fatal if there should be none."""
-        self.story = f"{self._name} (pid {child.pid}) {describe(code)}"
-        ready = child.ready
-        if not ready and not self._proved and code >= 0:
-            told = code in (BAD_USAGE, COULD_NOT_START)
-            raise Fatal("" if told else f"{self.story} before it was ready", code if told else COULD_NOT_START)
-        self._proved = self._proved or ready
-        self._failed_starts = self._failed_starts + 1 if not ready or child.lived_s < YOUNG_S else 0
-        if self._failed_starts >= FAILED_STARTS_MAX:
-            raise Fatal(f"{self.story}: {FAILED_STARTS_MAX} starts in a row have failed")
-        self._deaths = 0 if child.lived_s >= STEADY_S else self._deaths
-        delay_s = self._backoff_s[min(self._deaths, len(self._backoff_s) - 1)]
-        self._deaths += 1
-        return delay_s

@@ -99,6 +99,7 @@ class MadeUpEngine:
         epoch: int = 1,
         num_blocks: int = 257,
         max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 2048,
         max_queued_requests: int = 512,
     ) -> None:
         self.device = device or MadeUpDevice()
@@ -109,7 +110,7 @@ class MadeUpEngine:
             index=index,
             block_size=16,
             max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=2048,
+            max_num_batched_tokens=max_num_batched_tokens,
             eos_token_ids=self.card.eos_token_ids,
         )
         limits = wire.Limits((num_blocks - 1) * 16, max_num_seqs, max_queued_requests, 0)

@@ -16,6 +16,7 @@ from api_server.config import Config
 from api_server.frontend import Frontend
 from api_server.routes import HEALTH, Endpoint
 from api_server.server import FrontendServer, make_server
+from protocol.listener import bound
 
 DEADLINE_S = 10.0
 NOWHERE = "ipc:///tmp/tokenwire-no-such-engine.sock"
@@ -33,7 +34,7 @@ class LiveServer:
         self.app = create_app(config, endpoints=(*HEALTH, *endpoints))
         self.frontend: Frontend = self.app.state.frontend
         self._listener = socket.create_server(("127.0.0.1", 0)) if listener is None else listener.dup()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)  # as the supervisor's
+        bound(self._listener)
         self.port: int = self._listener.getsockname()[1]
         self.server: FrontendServer | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -63,10 +64,19 @@ class LiveServer:
 
     def stop(self) -> None:
         """A signal's effect; the second one means now."""
-        assert self.loop is not None
         assert self.server is not None
-        with contextlib.suppress(RuntimeError):  # the loop has ended already
-            self.loop.call_soon_threadsafe(self.server.stop)
+        self.call(self.server.stop)
+
+    def retire(self) -> None:
+        """The effect of the supervisor's signal in a roll."""
+        assert self.server is not None
+        self.call(self.server.retire)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """In the server's loop, if it has not ended already."""
+        assert self.loop is not None
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(function)
 
     def join(self) -> None:
         self._thread.join(DEADLINE_S)

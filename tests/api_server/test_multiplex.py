@@ -1,6 +1,7 @@
 """What is said on a WebSocket: a real frontend, a real engine core, a made-up device."""
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.handover import passage
 from tests.api_server.live import LiveServer, until
 from tests.api_server.serving import CARD, serving
 from tests.api_server.sockets import SocketClient, chunks
@@ -325,6 +327,32 @@ def test_draining_finishes_what_runs_refuses_what_is_new_and_closes(tmp_path: Pa
         assert error(busy.hear()) == ("b", "draining", None)
         device.gate.set()
         assert chunks(busy.until_end("a")["a"])
+        assert busy.closed() == 1001
+        server.join()
+
+
+def test_a_retiring_frontend_serves_what_comes_and_closes_at_rest(tmp_path: Path) -> None:
+    device = MadeUpDevice()
+    with (
+        passage() as way,
+        serving(tmp_path, device, give_fd=os.dup(way.give.fileno()), take_fd=os.dup(way.take.fileno())) as (
+            server,
+            engine,
+        ),
+        SocketClient(server.port) as busy,
+        SocketClient(server.port) as idle,
+    ):
+        device.gate.clear()
+        busy.generate("a", **HELLO)
+        until(lambda: bool(engine.scheduler.running))
+        server.retire()
+        assert idle.closed() == 1001
+        busy.generate("b", **HELLO)
+        until(lambda: server.frontend.drain.active == 2)
+        device.gate.set()
+        heard = busy.until_end("a", "b")
+        assert chunks(heard["a"])
+        assert chunks(heard["b"])
         assert busy.closed() == 1001
         server.join()
 

@@ -18,7 +18,9 @@ BUSY_S = 0.4  # how long a "busy" child takes to drain
 
 def child(name: str, mode: str) -> int:
     """Modes: well; busy (drains slowly); stubborn (ignores SIGTERM); refuses (exit 3); breaks (exit 1); loading (never
-    ready); brief (ready, then dead at once)."""
+    ready); brief (ready, then dead at once). `X/Y` is X, and Y where it succeeds another."""
+    if "/" in mode:
+        mode = mode.split("/")["TOKENWIRE_SUCCESSOR" in os.environ]
     lifeline = os.environ.get(LIFELINE_VARIABLE)
     hang_on_parent()
     life = {
@@ -37,9 +39,12 @@ def child(name: str, mode: str) -> int:
 
     def told(number: int, frame: object) -> None:
         signals.append(number)
-        note(name, "told")
+        what = "told" if number == signal.SIGTERM else "retired"
+        note(name, what)
+        note(f"{name}.{os.getpid()}", what)
 
     signal.signal(signal.SIGTERM, told)
+    signal.signal(signal.SIGUSR2, told)
     if mode == "refuses":
         print(f"{name}: the model is missing", file=sys.stderr)
         return 3
@@ -91,11 +96,16 @@ def supervise(plan_text: str) -> int:
         engine_limit_s=told.get("engine_limit_s", 0.0),
         frontend_limit_s=told.get("limit_s", 10.0),
         farewell_s=told.get("farewell_s", 5.0),
+        start_limit_s=told.get("start_limit_s", 20.0),
         backoff_s=tuple(told.get("backoff_s", [0.0])),
         first_epoch=told.get("first_epoch", 1),
     )
+
+    async def run() -> int:
+        return await Supervisor(plan).run()
+
     set_up_logging("supervisor", "info", "text")
-    return asyncio.run(Supervisor(plan).run())
+    return asyncio.run(run())
 
 
 if __name__ == "__main__":

@@ -184,7 +184,15 @@ def test_each_child_is_told_its_own_options_and_keys_stay_off_command_lines(tmp_
         assert engine.descriptors == ()
         assert frontend.variables["TOKENWIRE_API_KEY"] == "k"
         assert frontend.variables["TOKENWIRE_LISTEN_FD"] == str(frontend.descriptors[0])
-        assert (second.variables, second.name) == (frontend.variables, "frontend 2")
+        own = {f"TOKENWIRE_{end}_FD" for end in ("GIVE", "TAKE")}  # of the passage between those of one place
+        assert [int(spec.variables[name]) for spec in (frontend, second) for name in sorted(own)] == [
+            *frontend.descriptors[2:],
+            *second.descriptors[2:],
+        ]
+        assert frontend.variables["TOKENWIRE_BOARD_FD"] == str(frontend.descriptors[1])
+        assert len({*frontend.descriptors, *second.descriptors}) == 6
+        assert second.name == "frontend 2"
+        assert {name for name in second.variables if second.variables[name] != frontend.variables[name]} == own
         assert "TOKENWIRE_API_KEY" not in engine.variables
         assert "TOKENWIRE_BLOCK_SIZE" not in frontend.variables
         assert all("k" not in spec.command for spec in (engine, frontend))

@@ -124,6 +124,8 @@ class Answer:
 class Server:
     """Started in `with`, ready inside it, and gone with all of its processes behind it."""
 
+    command = "serve"
+
     def __init__(self, *options: str, env: Mapping[str, str] | None = None, ready: bool = True) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -134,7 +136,7 @@ class Server:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it lives as long as the server)
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "deploy.cli", "serve", *self._options, "--port", str(self.port)]
+        command = [sys.executable, "-m", "deploy.cli", self.command, *self._options, "--port", str(self.port)]
         self.process = subprocess.Popen(command, cwd=ROOT, env=self._env, stdout=self._log, stderr=self._log)
         if self._ready:
             try:
@@ -206,3 +208,9 @@ class Server:
     def pid_of(self, module: str) -> int:
         [pid] = [pid for pid, command in descendants(self.process.pid).items() if f"-m {module}" in command]
         return pid
+
+
+class Frontends(Server):
+    """`tokenwire api`: the same without an engine."""
+
+    command = "api"
