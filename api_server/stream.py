@@ -191,7 +191,8 @@ class Stream:
     def express(self, take: Express) -> None:
         """From now on a delta that comes while the reader waits, and is not a sequence's last, is shown to `take`
         first, with the sequence's index. If it returns True, that was all; else the reader gets the delta. It must not
-        raise: who calls it serves all streams."""
+        raise: who calls it serves all streams. Where log probabilities of prompts belong before the tokens, the reader
+        gets everything."""
         self._express = take
 
     def hold(self, seconds: float) -> None:
@@ -259,7 +260,7 @@ class Stream:
         if delta.finish is not None:
             self._unfinished.discard(index)
             self._client.forget([delta.handle])
-        elif self._express is not None and self._hold is None and self._waits() and self._express(index, delta):
+        elif self._express is not None and self._at_once and self._express(index, delta):
             return
         earlier = self._news.get(index)
         if earlier is None:
@@ -291,9 +292,10 @@ class Stream:
                 self.accepted.exception()  # who does not wait for it reads the failure from `take`
             self._wake()
 
-    def _waits(self) -> bool:
-        """The reader has taken all that came before, and has nothing else to do."""
-        return self._waiter is not None and not self._waiter.done()
+    @property
+    def _at_once(self) -> bool:
+        """The reader has taken all that came before, and nothing has to come before what comes now."""
+        return self._hold is None and not self._boxes and self._waiter is not None and not self._waiter.done()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

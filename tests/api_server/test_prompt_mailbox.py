@@ -131,6 +131,24 @@ async def test_siblings_wait_for_their_own_prompt_alone() -> None:
     assert await taken(stream) == [(0, [3, 4]), (1, [11])]
 
 
+async def test_a_sibling_s_token_does_not_overtake_its_prompt_by_the_short_way() -> None:
+    stream, told = mailbox(21, n=2), list[int]()
+    stream.put(Delta(10, 0, [], prompt=portion(1, 11)))
+    assert await taken(stream) == [(0, list(range(1, 11)))]
+
+    def tell(index: int, delta: Delta) -> bool:
+        told.extend(delta.tokens)
+        return True
+
+    stream.express(tell)
+    reading = asyncio.create_task(taken(stream))
+    await asyncio.sleep(0.01)  # it waits by then, and if it does not, nothing is shown
+    stream.put(Delta(11, 0, [7]))
+    stream.put(Delta(10, 0, [], prompt=portion(11, 21)))
+    assert await reading == [(0, list(range(11, 21))), (1, [7])]
+    assert told == []
+
+
 async def test_others_have_their_turn_between_portions() -> None:
     stream = mailbox(25)
     for start in (1, 9, 17):
