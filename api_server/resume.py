@@ -28,6 +28,7 @@ from api_server.reply import reply, reply_stream
 from api_server.schema.requests import ChatRequest, CompletionRequest, PlainRequest
 from api_server.teller import NumberedTeller
 
+MAX_BODY: Final = 1 << 20  # bytes of a request that the engine keeps; it may keep some hundreds
 _COUNTS: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,10})*")
 
 
@@ -72,6 +73,8 @@ async def reply_resumable(
         return await reply(request, job, renderer, form)
     if form is not EVENTS:
         raise ApiError("unsupported_parameter", "Only server-sent events can be resumed.", "stream_options")
+    if len(recipe.body) > MAX_BODY:
+        raise ApiError("request_too_large", f"A request whose stream can be resumed has at most {MAX_BODY} bytes.")
     meta = msgspec.msgpack.encode(msgspec.structs.replace(recipe, created=job.created))
     job = replace(job, submission=replace(job.submission, meta=meta))
     return await reply_stream(request, job, partial(NumberedTeller, job, renderer, announces=announces))

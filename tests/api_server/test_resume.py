@@ -278,6 +278,13 @@ def test_lines_can_t_be_resumed(workers: tuple[LiveServer, ...], path: str) -> N
     assert (answer.status, json.loads(answer.body)["error"]["param"]) == (400, "stream_options")
 
 
+def test_what_the_engine_keeps_is_bounded(workers: tuple[LiveServer, ...]) -> None:
+    body = {"messages": HELLO, "max_tokens": 5, "nobody_reads_this": "x" * (1 << 20)}
+    assert post(workers[0], CHAT, body).status == 200
+    answer = post(workers[0], CHAT, {**body, **RESUMABLE})
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (413, "request_too_large")
+
+
 # ---------------------------------------------------------------------------------------------------- EventSource
 
 QUERY = "/v1/completions/stream?prompt=Hello%20world&max_tokens=30&ignore_eos=true"
