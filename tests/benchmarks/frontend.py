@@ -9,7 +9,16 @@ same client and machine get from the kernel alone: one `send` of the same bytes 
 Latency is from the end of the step that made a token to the read that brought it, at the fixed rate. Saturation is the
 same with a device that takes no time at all.
 
-What was tried is in the table at the end of this file.
+What was tried, on two shared cores at 256 streams, in microseconds per event (the naive application beside it):
+
+    a task woken for every token, through ASGI's send                      49-55, other load on the machine
+    stop strings looked for only where one can begin, one-token path       detokenising 5.0 -> 0.9
+    written by who receives from the engine, if the stream is idle         21.0-21.7, other load
+    slots instead of dicts on the way, no write buffer of our own          20.5-21.5 (33.3-40.3), 40 steps/s
+    the same, read by a client that sleeps between two looks               18.8-19.7 (32.0-34.3)
+
+In a loop that is all the process does, the way from the wire to the connection's write takes 2.5 of them: the rest is
+the kernel, uvloop, and memory that 256 streams push out of the caches between two steps. Saturated: 62,000 tokens/s.
 """
 
 import argparse
