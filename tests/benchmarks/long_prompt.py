@@ -8,9 +8,10 @@ two tokens of a stream counts. A prompt's added delay is that gap less the media
 The same is told of the engine's own steps, which is the part of the delay that began there, and of the processor time
 that went into them, which other load on the machine does not change.
 
-Two shared cores, 20 rounds of 1 MiB, added to a token, p50 and max in ms, and in brackets while prompts were lists on
-the wire: text 3.0, 18.9 (13.3, 20.1); the same text again 8.3, 16.9 (14.7, 18.1); token ids 14.6, 17.1 (11.1, 17.5);
-chat 4.2, 16.7 (9.6, 13.5); 20,000 messages 9.0, 18.1 (12.1, 19.6); responses 3.6, 10.7 (18.7, 36.0).
+Two shared cores, 20 rounds of 1 MiB (8 where marked *), added to a token, p50 and max in ms, and in brackets while
+prompts were lists on the wire: text 4.0*, 14.4* (13.3, 20.1); the same text again 9.2*, 12.6* (14.7, 18.1); token ids
+8.9*, 16.2* (11.1, 17.5); chat 4.2, 16.7 (9.6, 13.5); 20,000 messages 9.4*, 11.9* (12.1, 19.6); responses 3.6, 10.7
+(18.7, 36.0).
 """
 
 import argparse
