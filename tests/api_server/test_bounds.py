@@ -19,6 +19,7 @@ from api_server.disconnect import until_disconnect
 from api_server.extent import SLICE
 from api_server.sse import EventStream
 from deploy.sockets import listen
+from tests.api_server.held import Held
 from tests.api_server.live import BareClient, LiveServer, endpoint, until
 
 HELLO = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -37,21 +38,6 @@ async def echo(request: Request) -> Response:
 async def sink(request: Request) -> Response:
     """Answers without a look at the body."""
     return Response("no", 401)
-
-
-class Held:
-    """Streams one event, and the second when it is let go."""
-
-    def __init__(self) -> None:
-        self.go = asyncio.Event()
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        yield b"data: 0\n\n"
-        await self.go.wait()
-        yield b"data: 1\n\n"
-
-    async def handler(self, request: Request) -> EventStream:
-        return EventStream(self.chunks(), "gen-1")
 
 
 @contextlib.contextmanager

@@ -1,10 +1,9 @@
 """A frontend that retires: what it has begun it finishes, and its connections go on at its successor's."""
 
-import asyncio
 import json
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api_server.routes import Endpoint
-from api_server.sse import EventStream
 from protocol.handover import passage
+from tests.api_server.held import Held
 from tests.api_server.live import DEADLINE_S, BareClient, LiveServer, endpoint, until
 from tests.api_server.vocabularies import byte_level, card
 from tests.fakes import MadeUpEngine
@@ -29,25 +28,6 @@ def who(name: str) -> Endpoint:
         return Response(name)
 
     return endpoint("/who", handler)
-
-
-class Held:
-    """Streams one event, and the second when it is let go."""
-
-    def __init__(self) -> None:
-        self.go = asyncio.Event()
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        yield b"data: 0\n\n"
-        await self.go.wait()
-        yield b"data: 1\n\n"
-
-    async def handler(self, request: Request) -> EventStream:
-        return EventStream(self.chunks(), "gen-1")
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return endpoint("/held", self.handler)
 
 
 @pytest.fixture
@@ -120,7 +100,7 @@ def test_a_moved_connection_is_closed_in_the_end(serve: Serve, monkeypatch: pyte
 
 def test_a_stream_is_finished_and_its_connection_moves_then(serve: Serve) -> None:
     held = Held()
-    old = serve("old", held.endpoint)
+    old = serve("old", endpoint("/held", held.handler))
     serve("new")
     with old.connect() as client, old.connect() as rests:
         client.send(b"GET /held HTTP/1.1\r\n\r\n")
@@ -156,7 +136,7 @@ def test_a_request_that_comes_late_is_answered_and_the_last(serve: Serve) -> Non
 
 def test_a_signal_turns_retiring_into_a_drain(serve: Serve) -> None:
     held = Held()
-    old = serve("old", held.endpoint)
+    old = serve("old", endpoint("/held", held.handler))
     with old.connect() as client, old.connect() as late:
         client.send(b"GET /held HTTP/1.1\r\n\r\n")
         client.until(b"data: 0\n\n\r\n")
@@ -175,7 +155,7 @@ def test_a_signal_turns_retiring_into_a_drain(serve: Serve) -> None:
 
 def test_what_outlasts_the_time_limit_ends_with_it(serve: Serve) -> None:
     held = Held()
-    old = serve("old", held.endpoint, shutdown_timeout_s=0.2)
+    old = serve("old", endpoint("/held", held.handler), shutdown_timeout_s=0.2)
     with old.connect() as client:
         client.send(b"GET /held HTTP/1.1\r\n\r\n")
         client.until(b"data: 0\n\n\r\n")

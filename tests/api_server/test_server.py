@@ -1,6 +1,5 @@
 """What the server does around every request: bounds, labels, error bodies, and the way out."""
 
-import asyncio
 import gc
 import json
 import os
@@ -8,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from starlette.responses import Response
 from api_server.app import create_app
 from api_server.config import Config
 from api_server.routes import API, HEALTH, PAGES
-from api_server.sse import EventStream
+from tests.api_server.held import Held
 from tests.api_server.live import NOWHERE, BareClient, LiveServer, endpoint, until
 
 ROOT = Path(__file__).parents[2]
@@ -31,21 +30,6 @@ async def hello(request: Request) -> Response:
 
 async def broken(request: Request) -> Response:
     raise ZeroDivisionError("secret")
-
-
-class Held:
-    """Streams one event, and the second when it is let go."""
-
-    def __init__(self) -> None:
-        self.go = asyncio.Event()
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        yield b"data: 0\n\n"
-        await self.go.wait()
-        yield b"data: 1\n\n"
-
-    async def handler(self, request: Request) -> EventStream:
-        return EventStream(self.chunks(), "gen-1")
 
 
 def code(body: bytes) -> Any:

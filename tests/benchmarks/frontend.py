@@ -28,13 +28,11 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +44,8 @@ from engine_core.scheduler import Sampled
 from engine_core.tiny import MODEL_PATH
 from protocol.messages import ModelCard
 from tests.benchmarks.frontend_parts import parts
-from tests.e2e.server import ROOT, free_port
+from tests.benchmarks.processes import process
+from tests.e2e.server import free_port
 from tests.fakes import MadeUpDevice, MadeUpEngine
 
 CONTEXT = 65_536
@@ -201,16 +200,6 @@ class Spent:
         status = Path(f"/proc/{pid}/status").read_text()
         rss_mb = int(status.partition("VmRSS:")[2].split()[0]) / 1024
         return cls(all_s, kernel / max(user + kernel, 1e-9) * all_s, rss_mb)
-
-
-@contextmanager
-def process(*command: str) -> Iterator[int]:
-    running = subprocess.Popen([sys.executable, *command], cwd=ROOT)
-    try:
-        yield running.pid
-    finally:
-        running.terminate()
-        running.wait(START_S)
 
 
 def until_ready(port: int) -> None:

@@ -18,16 +18,14 @@ import argparse
 import asyncio
 import gc
 import json
-import os
 import random
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +38,8 @@ from engine_core.model.loader import load_config
 from engine_core.model.source import ModelSource
 from engine_core.scheduler import Sampled
 from engine_core.tiny import MODEL_PATH
-from tests.e2e.server import ROOT, free_port
+from tests.benchmarks.processes import process
+from tests.e2e.server import free_port
 from tests.fakes import MadeUpDevice, MadeUpEngine
 
 CONTEXT = 1 << 20  # tokens: room for what is accepted
@@ -210,17 +209,6 @@ async def note(rounds: Rounds, streams: Sequence[Stream], begin_s: float, end_s:
 
 
 # ---------------------------------------------------------------------------------------------------- all together
-
-
-@contextmanager
-def process(*command: str) -> Iterator[None]:
-    environ = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
-    running = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environ)
-    try:
-        yield
-    finally:
-        running.terminate()
-        running.wait(START_S)
 
 
 async def ready(port: int) -> None:

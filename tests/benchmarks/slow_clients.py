@@ -32,8 +32,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -51,12 +49,12 @@ from engine_core.model.source import ModelSource
 from engine_core.scheduler import Sampled
 from engine_core.tiny import MODEL_PATH
 from tests.benchmarks.long_prompt import Stream, answer, post, ready
-from tests.e2e.server import ROOT, descendants, free_port
+from tests.benchmarks.processes import process
+from tests.e2e.server import descendants, free_port
 from tests.fakes import MadeUpDevice, MadeUpEngine
 
 CONTEXT = 1 << 16
 BLOCK = 16
-END_S = 60.0
 STARTED_S = 3600.0  # limits that shall not end a stream here
 AT_ONCE = 600  # requests that the engine has not answered: it reads none while it is in a step, and a queue is finite
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -288,16 +286,6 @@ async def waiting(port: int, arguments: argparse.Namespace, names: dict[str, int
 
 
 # ---------------------------------------------------------------------------------------------------- all together
-
-
-@contextmanager
-def process(*command: str) -> Iterator[int]:
-    running = subprocess.Popen([sys.executable, *command], cwd=ROOT)
-    try:
-        yield running.pid
-    finally:
-        running.terminate()
-        running.wait(END_S)
 
 
 @contextmanager
